@@ -1,0 +1,179 @@
+"""What device and rig say to each other over MQTT 3.1.1: topics and JSON payloads.
+
+Every payload is one JSON object. QoS is 1 unless said; duplicates are expected and the receiver drops
+them by ``(device, boot_id, seq)``.
+
+======================================  =====================  ==========================================
+topic                                   payload                remarks
+======================================  =====================  ==========================================
+``earshot/1/<device>/state``            :class:`State`         retained; the will says ``lost``
+``earshot/1/<device>/info``             :class:`Info`          retained
+``earshot/1/<device>/prediction``       :class:`Prediction`    kept in the outbox until acknowledged
+``earshot/1/<device>/level``            :class:`Level`         QoS 0
+``earshot/1/<device>/command/<verb>``   one model per verb     rig to device
+``earshot/1/<device>/reply``            :class:`Reply`         answer to a command
+======================================  =====================  ==========================================
+
+Commands: ``listen`` (:class:`Listen`) asks for one prediction on an exact window of the microphone's
+stream; ``acknowledge`` (:class:`Acknowledge`) lets the device forget a prediction it keeps.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edge.errors import UsageError
+
+SCHEMA: Literal[1] = 1
+TOPIC_PREFIX = "earshot/1"
+MAX_PAYLOAD_BYTES = 1 << 20
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Counter = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class Message(BaseModel):
+    """A payload: frozen, unknown keys rejected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    # "schema" shadows a deprecated pydantic method, so the attribute has another name than the key.
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
+    device: Name
+
+    def to_json(self) -> bytes:
+        """Encode as UTF-8 JSON without the fields that are absent."""
+        return self.model_dump_json(exclude_none=True, by_alias=True).encode()
+
+
+class State(Message):
+    """Whether the device is there. ``lost`` is only ever said by the broker, as the will."""
+
+    boot_id: Identifier
+    status: Literal["online", "stopped", "lost"]
+
+
+class Info(Message):
+    """What runs on the device: bundle, versions, microphone. Sent at start and when it changes."""
+
+    boot_id: Identifier
+    version: str
+    bundle_name: str
+    bundle_version: Counter
+    bundle_sha256: Sha256
+    labels: tuple[str, ...]
+    rate_hz: Annotated[int, Field(gt=0)]
+    window_samples: Annotated[int, Field(gt=0)]
+    microphone: str
+    stream_id: Identifier | None = None
+    providers: tuple[str, ...] = ()
+
+
+class Prediction(Message):
+    """One inference. ``session_id``, ``trial_id`` and ``attempt`` are absent when nobody asked for it.
+
+    ``sample_index`` is the first sample of the window, counted from the start of ``stream_id``;
+    ``scores`` has one number per label, as the model gives them; ``pcm_sha256`` is the hash of the window
+    as little-endian signed 16-bit samples, so that the rig can prove what was heard.
+    """
+
+    boot_id: Identifier
+    seq: Counter
+    session_id: Identifier | None = None
+    trial_id: Identifier | None = None
+    attempt: Counter | None = None
+    stream_id: Identifier
+    sample_index: Counter
+    t_monotonic_ns: Counter
+    t_utc_ns: Counter
+    label: str
+    scores: Annotated[tuple[float, ...], Field(min_length=1, max_length=4096)]
+    latency_ms: Annotated[float, Field(ge=0)]
+    bundle_sha256: Sha256
+    pcm_sha256: Sha256
+    xruns: Counter
+
+
+class Level(Message):
+    """Loudness of the last second at the microphone, in dB relative to full scale."""
+
+    boot_id: Identifier
+    rms_dbfs: float
+    peak_dbfs: float
+    xruns: Counter
+
+
+class Listen(Message):
+    """Classify the window that starts at ``sample_index`` of ``stream_id`` and belongs to this trial.
+
+    The window may lie in the future or, as far as the device still remembers, in the past. With
+    ``return_audio`` the reply carries what the device heard.
+    """
+
+    session_id: Identifier
+    trial_id: Identifier
+    attempt: Counter
+    stream_id: Identifier
+    sample_index: Counter
+    return_audio: bool = False
+
+
+class Acknowledge(Message):
+    """The rig has stored these predictions of ``boot_id``; the device may forget them."""
+
+    boot_id: Identifier
+    seqs: Annotated[tuple[Counter, ...], Field(min_length=1, max_length=1024)]
+
+
+class Reply(Message):
+    """The answer to a command. ``audio`` is base64 of little-endian signed 16-bit samples."""
+
+    boot_id: Identifier
+    verb: Name
+    ok: bool
+    detail: str = ""
+    session_id: Identifier | None = None
+    trial_id: Identifier | None = None
+    attempt: Counter | None = None
+    audio: Annotated[str, Field(max_length=MAX_PAYLOAD_BYTES)] | None = None
+
+
+M = TypeVar("M", bound=Message)
+
+
+def parse(kind: type[M], payload: bytes) -> M:
+    """Decode a payload that came from the network.
+
+    Raises:
+        UsageError: it is too large, not JSON, or not a valid ``kind``; the message is one line.
+    """
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise UsageError(f"{kind.__name__}: {len(payload)} bytes exceed the limit of {MAX_PAYLOAD_BYTES}")
+    try:
+        return kind.model_validate_json(payload)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "payload"
+        raise UsageError(f"{kind.__name__}: {where}: {first['msg']}") from None
+
+
+def check_name(device: str) -> str:
+    """Return ``device`` if it can stand in a topic.
+
+    Raises:
+        UsageError: it has other characters than a-z, 0-9, dot, dash and underscore, or is too long.
+    """
+    if not re.match(NAME_PATTERN, device):
+        raise UsageError(f"device name {device!r}: use 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit")
+    return device
+
+
+def topic(device: str, *parts: str) -> str:
+    """The topic of a device, e.g. ``topic("kitchen", "command", "listen")``; ``+`` names all devices."""
+    return "/".join((TOPIC_PREFIX, device, *parts))

@@ -1,0 +1,1 @@
+"""From checkpoint to signed bundle: ONNX graph, quantisation, torch twin, parity, packing."""

@@ -1,0 +1,1 @@
+"""Firmware models: architectures with their front end, data sets, training recipes and the released zoo."""

@@ -1,0 +1,1 @@
+"""The workstation: plans, sessions, attacks, airs, devices over MQTT and reports."""

@@ -1,0 +1,82 @@
+"""What every command shares: errors in one line, progress with the time left, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from firmware_models.progress import Progress, silent
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as one JSON document on standard output, for ``--json``."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def print_error(message: str) -> None:
+    """Print one line on standard error."""
+    sys.stderr.write("earshot: " + " ".join(message.split()) + "\n")
+
+
+def say(text: str = "") -> None:
+    """Print one line for people on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+@contextmanager
+def progress(title: str, *, enabled: bool = True) -> Iterator[Progress]:
+    """A progress bar on standard error with elapsed time and time left; plain lines where there is no terminal.
+
+    Yields:
+        a :class:`Progress` to hand to library code. It may be called often; drawing is throttled.
+    """
+    if not enabled:
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines(title)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def report(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield report
+
+
+def _plain_lines(title: str, every_s: float = 10.0) -> Progress:
+    import time
+
+    start = time.monotonic()
+    last = start
+
+    def report(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < every_s and done < total:
+            return
+        if now - start < 3.0:
+            return
+        last = now
+        left = (now - start) / max(done, 1) * (total - done)
+        sys.stderr.write(f"{title}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left {note}".rstrip() + "\n")
+
+    return report

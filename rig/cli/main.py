@@ -1,0 +1,98 @@
+"""The entry point of ``earshot``; the groups of commands are imported only when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated, Any
+
+import typer
+import typer.main
+from typer._click.exceptions import ClickException  # typer carries its own click and names its errors nowhere else
+from typer.core import TyperGroup
+
+import edge
+from edge.errors import EXIT_STOPPED, EXIT_USAGE, EarshotError
+from rig.cli.console import print_error, say
+
+# command -> (module, summary). Each module has one typer ``app``.
+COMMANDS = {
+    "data": ("rig.cli.data", "Fetch and check data sets."),
+    "train": ("rig.cli.train", "Train a firmware model from a recipe."),
+    "evaluate": ("rig.cli.evaluate", "Score a checkpoint or a bundle on a data set."),
+    "keys": ("rig.cli.keys", "Make signing keys."),
+    "export": ("rig.cli.export", "Turn a checkpoint into a signed bundle."),
+    "bundle": ("rig.cli.bundle", "Show and verify bundles."),
+    "plan": ("rig.cli.plan", "Check a plan before it runs."),
+    "session": ("rig.cli.session", "Run, resume and show sessions."),
+    "demo": ("rig.cli.demo", "From shipped models and clips to a report, in one command."),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """A group that lists its commands without importing them: ``earshot --help`` never waits for torch."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, summary = COMMANDS[cmd_name]
+        if ctx.resilient_parsing or _wants_root_help():
+            stub = typer.Typer(help=summary)
+            stub.command(name=cmd_name, help=summary)(lambda: None)
+            return typer.main.get_command(stub)
+        command = typer.main.get_command(importlib.import_module(module).app)
+        command.name = cmd_name
+        return command
+
+
+def _wants_root_help() -> bool:
+    return len(sys.argv) < 2 or sys.argv[1] in {"--help", "-h"}
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    help="Find out how a voice device behaves when somebody plays adversarial sound at it.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"earshot {edge.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Root of all commands."""
+
+
+def main() -> None:
+    """Run the command line; user errors end in one line and their exit code, bugs in a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        print_error("stopped by the operator")
+        sys.exit(EXIT_STOPPED)
+    except ClickException as error:
+        if message := error.format_message():
+            print_error(f"{message} (see --help)")
+        sys.exit(EXIT_USAGE)
+    except EarshotError as error:
+        print_error(str(error))
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

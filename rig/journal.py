@@ -1,0 +1,202 @@
+"""The session's durable record: what was planned, what was tried, what came back.
+
+SQLite with write-ahead log and full synchronisation: what :meth:`Journal.record` returned from survives
+SIGKILL and power cuts. A trial counts at most once however often it was tried or its prediction delivered:
+one valid attempt per trial is a unique index, not a habit.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+from edge.errors import PlanError, UnavailableError
+from edge.messages import Prediction
+from rig.files import replace
+from rig.plan import Condition
+
+FILE = "journal.sqlite"
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE conditions (condition INTEGER PRIMARY KEY, document TEXT NOT NULL) STRICT;
+CREATE TABLE clips (clip INTEGER PRIMARY KEY, path TEXT NOT NULL, label TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT;
+CREATE TABLE trials (
+    trial_id TEXT PRIMARY KEY,
+    condition INTEGER NOT NULL REFERENCES conditions,
+    clip INTEGER NOT NULL REFERENCES clips,
+    repeat INTEGER NOT NULL
+) STRICT;
+CREATE TABLE attempts (
+    trial_id TEXT NOT NULL REFERENCES trials,
+    attempt INTEGER NOT NULL,
+    reason TEXT,
+    label TEXT,
+    snr_db REAL,
+    linf REAL,
+    prediction TEXT,
+    PRIMARY KEY (trial_id, attempt)
+) STRICT;
+CREATE UNIQUE INDEX one_valid_attempt ON attempts (trial_id) WHERE reason IS NULL;
+"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One clip in one condition. ``condition`` and ``clip`` are indices into the journal's lists."""
+
+    trial_id: str
+    condition: int
+    clip: int
+    repeat: int
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """A clip as the journal names it; ``sha256`` is of its PCM, so a changed file is noticed on resume."""
+
+    path: str
+    label: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a trial; ``reason`` is None when it is valid and says why when it is not."""
+
+    trial_id: str
+    attempt: int
+    reason: str | None
+    label: str | None = None
+    snr_db: float | None = None
+    linf: float | None = None
+    prediction: Prediction | None = None
+
+
+def create(
+    folder: Path,
+    *,
+    meta: dict[str, Any],
+    conditions: Iterable[Condition],
+    clips: Iterable[ClipRecord],
+    trials: Iterable[Trial],
+) -> None:
+    """Write the journal of a session to come; it appears whole or not at all, and no trial has run.
+
+    Raises:
+        PlanError: the folder already has a journal.
+    """
+    path = folder / FILE
+    if path.exists():
+        raise PlanError(f"session {folder}: already has a journal, go on with 'earshot session resume {folder}'")
+    unfinished = folder / (FILE + ".new")
+    unfinished.unlink(missing_ok=True)
+    database = sqlite3.connect(unfinished)
+    with database:
+        database.executescript(_SCHEMA)
+        database.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in meta.items()])
+        cells = [(index, cell.model_dump_json()) for index, cell in enumerate(conditions)]
+        database.executemany("INSERT INTO conditions VALUES (?, ?)", cells)
+        sounds = [(index, clip.path, clip.label, clip.sha256) for index, clip in enumerate(clips)]
+        database.executemany("INSERT INTO clips VALUES (?, ?, ?, ?)", sounds)
+        rows = [(trial.trial_id, trial.condition, trial.clip, trial.repeat) for trial in trials]
+        database.executemany("INSERT INTO trials VALUES (?, ?, ?, ?)", rows)
+    database.close()
+    replace(unfinished, path)
+
+
+class Journal:
+    """The open journal of one session folder, locked against a second writer.
+
+    Raises:
+        PlanError: the folder has no journal.
+        UnavailableError: another process writes it.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        path = folder / FILE
+        if not path.is_file():
+            raise PlanError(f"session {folder}: has no {FILE}, start it with 'earshot session run'")
+        self._lock = None if read_only else _lock(folder)
+        self._database = sqlite3.connect(path, timeout=10)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.execute("PRAGMA foreign_keys = ON")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database and give the lock back."""
+        self._database.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def record(self, attempts: Iterable[Attempt]) -> None:
+        """Store attempts in one durable transaction.
+
+        A valid attempt of a trial that already has one is dropped: messages may arrive twice.
+        """
+        rows = [
+            (
+                attempt.trial_id,
+                attempt.attempt,
+                attempt.reason,
+                attempt.label,
+                attempt.snr_db,
+                attempt.linf,
+                attempt.prediction.to_json().decode() if attempt.prediction else None,
+            )
+            for attempt in attempts
+        ]
+        with self._database as database:
+            database.executemany("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def tries(self) -> dict[str, tuple[int, bool]]:
+        """For each trial that was tried: the next free attempt number and whether it has a valid one."""
+        query = "SELECT trial_id, max(attempt) + 1, max(reason IS NULL) FROM attempts GROUP BY trial_id"
+        return {trial: (following, bool(valid)) for trial, following, valid in self._database.execute(query)}
+
+    def trials(self) -> list[Trial]:
+        """All trials in the order they are run."""
+        query = "SELECT trial_id, condition, clip, repeat FROM trials ORDER BY trial_id"
+        return [Trial(*row) for row in self._database.execute(query)]
+
+    def conditions(self) -> list[Condition]:
+        """The cells of the plan, by index."""
+        query = "SELECT document FROM conditions ORDER BY condition"
+        return [Condition.model_validate_json(row[0]) for row in self._database.execute(query)]
+
+    def clips(self) -> list[ClipRecord]:
+        """The clips, by index."""
+        return [
+            ClipRecord(*row) for row in self._database.execute("SELECT path, label, sha256 FROM clips ORDER BY clip")
+        ]
+
+    def meta(self) -> dict[str, Any]:
+        """What was stored about the session as a whole."""
+        return {key: json.loads(value) for key, value in self._database.execute("SELECT key, value FROM meta")}
+
+    def attempts(self) -> Iterator[Attempt]:
+        """Every attempt, valid or not, by trial and attempt number."""
+        query = "SELECT trial_id, attempt, reason, label, snr_db, linf, prediction FROM attempts ORDER BY 1, 2"
+        for row in self._database.execute(query):
+            prediction = Prediction.model_validate_json(row[6]) if row[6] else None
+            yield Attempt(row[0], row[1], row[2], row[3], row[4], row[5], prediction)
+
+
+def _lock(folder: Path) -> IO[str]:
+    handle = (folder / "journal.lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise UnavailableError(f"session {folder}: another rig is writing it, wait for it or stop it") from None
+    return handle

@@ -1,0 +1,255 @@
+"""The plan: which models, clips, attacks, positions, delays and repeats a session runs.
+
+A plan names no fact of a laboratory (those are the station's), so the same file runs in every air. It is
+YAML; unknown keys are refused. Example: ``rig/plans/demo.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from edge.errors import PlanError
+from edge.messages import Name
+
+Metres = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Position = tuple[Metres, Metres, Metres]
+Eps = Annotated[float, Field(gt=0, le=1)]
+WALL_MARGIN_M = 0.1
+MAX_TRIALS = 1_000_000
+GRADIENT_ATTACKS = ("fgsm", "pgd")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClipChoice(_Frozen):
+    """Which recordings the talker speaks: ``count`` clips of ``split``, the same number per label.
+
+    ``data`` is a folder in the Speech Commands layout, or ``zoo`` for the synthetic clips that ship with
+    earshot. Without ``labels`` every label of the model but ``_unknown_`` and ``_silence_`` is spoken.
+    """
+
+    data: str = "zoo"
+    split: Literal["train", "validation", "test", "all"] = "test"
+    count: Annotated[int, Field(ge=1, le=100_000)] = 60
+    labels: tuple[str, ...] = ()
+
+
+class AttackChoice(_Frozen):
+    """One attack at some budgets.
+
+    ``on`` is the bundle whose gradient is followed; without it each bundle is attacked through its own.
+    ``target`` is the label to be heard; without it any error counts.
+    """
+
+    name: Literal["benign", "random-sign", "fgsm", "pgd"]
+    eps: tuple[Eps, ...] = ()
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 20
+    on: Name | None = None
+    target: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.name == "benign" and (self.eps or self.on or self.target):
+            raise ValueError("benign takes neither eps nor on nor target")
+        if self.name != "benign" and not self.eps:
+            raise ValueError(f"{self.name} needs eps, e.g. eps: [0.001, 0.005]")
+        if self.name == "random-sign" and self.on:
+            raise ValueError("random-sign follows no gradient, so 'on' means nothing")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The attack as tables name it, e.g. ``pgd-20``."""
+        return f"pgd-{self.steps}" if self.name == "pgd" else self.name
+
+
+class Room(_Frozen):
+    """A shoebox: ``size_m`` is width, depth, height; ``rt60_s`` the reverberation time wanted.
+
+    ``gain_db`` is applied to what the microphone hears; at 0 dB the direct sound of the talker arrives
+    with the level of the clip itself. ``noise_dbfs`` is the device's noise floor (RMS).
+    """
+
+    size_m: tuple[
+        Annotated[float, Field(ge=1, le=100)],
+        Annotated[float, Field(ge=1, le=100)],
+        Annotated[float, Field(ge=1, le=20)],
+    ]
+    rt60_s: Annotated[float, Field(ge=0.1, le=2.0)]
+    talker_m: Position
+    attackers_m: Annotated[dict[Name, Position], Field(min_length=1)]
+    devices_m: Annotated[dict[Name, Position], Field(min_length=1)]
+    gain_db: Annotated[float, Field(ge=-60, le=20)] = -6.0
+    noise_dbfs: Annotated[float, Field(ge=-120, le=-20)] = -70.0
+
+    @model_validator(mode="after")
+    def _positions_are_inside(self) -> Self:
+        named = [("talker_m", self.talker_m)]
+        named += [(f"attackers_m.{name}", at) for name, at in self.attackers_m.items()]
+        named += [(f"devices_m.{name}", at) for name, at in self.devices_m.items()]
+        for name, position in named:
+            for value, size, axis in zip(position, self.size_m, "xyz", strict=True):
+                if not WALL_MARGIN_M <= value <= size - WALL_MARGIN_M:
+                    raise ValueError(
+                        f"{name}: {axis} = {value} m, allowed {WALL_MARGIN_M} to {size - WALL_MARGIN_M:g} m"
+                        " (inside the room, 0.1 m off the walls)"
+                    )
+        for name, position in self.devices_m.items():
+            if position in {self.talker_m, *self.attackers_m.values()}:
+                raise ValueError(f"devices_m.{name}: stands where a loudspeaker stands, move it")
+        return self
+
+
+class Plan(_Frozen):
+    """Everything a session does, in whichever air."""
+
+    # The key is "schema", as in every document of earshot; pydantic reserves the word as an attribute.
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    bundles: Annotated[tuple[str, ...], Field(min_length=1)]
+    trust: tuple[str, ...] = ("zoo",)
+    clips: ClipChoice = ClipChoice()
+    attacks: Annotated[tuple[AttackChoice, ...], Field(min_length=1)]
+    delays_ms: Annotated[tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], Field(min_length=1)] = (0.0,)
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    room: Room | None = None
+
+    @field_validator("delays_ms", "bundles")
+    @classmethod
+    def _differ(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError("an entry stands twice")
+        return values
+
+    @model_validator(mode="after")
+    def _attacks_differ(self) -> Self:
+        cells = [(a.title, a.on, a.target, eps) for a in self.attacks for eps in a.eps or (0.0,)]
+        if len(set(cells)) != len(cells):
+            raise ValueError("attacks: the same attack at the same eps stands twice")
+        return self
+
+
+class Condition(_Frozen):
+    """One cell of the plan; every clip of the plan is played in it ``repeats`` times."""
+
+    bundle: str
+    attack: str
+    on: str | None = None
+    eps: float = 0.0
+    steps: int = 0
+    target: str | None = None
+    delay_ms: float = 0.0
+    attacker_position: str | None = None
+    device_position: str | None = None
+
+    @property
+    def norm(self) -> str | None:
+        """The norm that ``eps`` bounds."""
+        return "linf" if self.eps else None
+
+
+def load(path: Path) -> Plan:
+    """Read a plan; paths in it are taken relative to the file and made absolute.
+
+    Raises:
+        PlanError: the file is missing, not YAML, or not a valid plan; the message names key and value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"plan {path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, " if mark else ""
+        raise PlanError(f"plan {path}: {where}not YAML: {getattr(error, 'problem', 'unreadable')}") from None
+    return parse(document, str(path), path.resolve().parent)
+
+
+def parse(document: Any, origin: str, folder: Path) -> Plan:
+    """Validate a decoded plan.
+
+    Raises:
+        PlanError: it is not a mapping or breaks a rule; ``origin`` and the key stand in the message.
+    """
+    if not isinstance(document, dict):
+        raise PlanError(f"plan {origin}: must be a mapping with name, bundles, clips, attacks ...")
+    try:
+        plan = Plan.model_validate(document)
+    except ValidationError as error:
+        raise PlanError(f"plan {origin}: {describe(error)}") from None
+    return plan.model_copy(
+        update={
+            "bundles": tuple(_absolute(entry, folder) for entry in plan.bundles),
+            "trust": tuple(_absolute(entry, folder) for entry in plan.trust),
+            "clips": plan.clips.model_copy(update={"data": _absolute(plan.clips.data, folder)}),
+        }
+    )
+
+
+def describe(error: ValidationError) -> str:
+    """The first fault of a pydantic error in one line: key, reason, value."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "document"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key"
+    reason = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
+    return f"{where}: {reason}{shown}"
+
+
+def conditions(plan: Plan, bundles: list[str], air: str) -> Iterator[Condition]:
+    """The cells of the plan in the order they are written.
+
+    Args:
+        plan: the plan.
+        bundles: the names in the bundles' manifests, in the plan's order.
+        air: in the digital air positions mean nothing and do not multiply the cells.
+
+    Raises:
+        PlanError: the air needs a room the plan lacks, or an attack is crafted on a bundle the plan lacks.
+    """
+    if air == "room" and plan.room is None:
+        raise PlanError(f"plan {plan.name}: the room air needs 'room' with size_m, rt60_s and positions")
+    for attack in plan.attacks:
+        if attack.on is not None and attack.on not in bundles:
+            raise PlanError(f"plan {plan.name}: attacks.on: {attack.on!r} is not one of {', '.join(bundles)}")
+    placed = plan.room if air == "room" else None
+    devices = list(placed.devices_m) if placed else [None]
+    attackers = list(placed.attackers_m) if placed else [None]
+    for bundle, device, attack in product(bundles, devices, plan.attacks):
+        if attack.name == "benign":
+            yield Condition(bundle=bundle, attack=attack.title, device_position=device)
+            continue
+        for eps, attacker, delay_ms in product(attack.eps, attackers, plan.delays_ms):
+            yield Condition(
+                bundle=bundle,
+                attack=attack.title,
+                on=(attack.on or bundle) if attack.name in GRADIENT_ATTACKS else None,
+                eps=eps,
+                steps={"fgsm": 1, "pgd": attack.steps}.get(attack.name, 0),
+                target=attack.target,
+                delay_ms=delay_ms,
+                attacker_position=attacker,
+                device_position=device,
+            )
+
+
+def _absolute(entry: str, folder: Path) -> str:
+    if entry == "zoo" or entry.startswith("zoo:"):
+        return entry
+    return str((folder / Path(entry).expanduser()).resolve())

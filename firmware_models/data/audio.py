@@ -1,0 +1,72 @@
+"""One audio file in, one second of PCM out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from edge.errors import DataError
+
+RATE_HZ = 16_000
+WINDOW_SAMPLES = 16_000
+SUFFIXES = (".wav", ".flac")
+# Nobody says a command for a minute; a longer file is a mistake, and reading it may fill the memory.
+LONGEST_CLIP_S = 60.0
+
+
+def read_clip(path: Path) -> npt.NDArray[np.float32]:
+    """One clip as PCM, float32 (16000,) in [-1, 1), padded or cut to one second by :func:`one_second`.
+
+    Raises:
+        DataError: no such file, not audio, not 16 kHz, not mono, longer than a minute, or empty.
+    """
+    return (decode(path).astype(np.float32)) / np.float32(32768)
+
+
+def decode(path: Path) -> npt.NDArray[np.int16]:
+    """The same as :func:`read_clip`, int16 (16000,).
+
+    Raises:
+        DataError: as for :func:`read_clip`.
+    """
+    return one_second(_read(path, longest_s=LONGEST_CLIP_S))
+
+
+def decode_long(path: Path) -> npt.NDArray[np.int16]:
+    """A recording of any length up to an hour (background noise), int16 (samples,).
+
+    Raises:
+        DataError: as for :func:`read_clip`.
+    """
+    return _read(path, longest_s=3600.0)
+
+
+def one_second(pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    """Pad with zeros at both ends, or keep the middle: int16 (samples,) becomes (16000,)."""
+    missing = WINDOW_SAMPLES - pcm.size
+    if missing > 0:
+        return np.pad(pcm, (missing // 2, missing - missing // 2))
+    start = -missing // 2
+    return pcm[start : start + WINDOW_SAMPLES]
+
+
+def _read(path: Path, *, longest_s: float) -> npt.NDArray[np.int16]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            if file.samplerate != RATE_HZ:
+                raise DataError(f"{path}: sampled at {file.samplerate} Hz, {RATE_HZ} Hz is needed: resample it first")
+            if file.channels != 1:
+                raise DataError(f"{path}: {file.channels} channels, 1 is needed: mix it down first")
+            if file.frames > longest_s * RATE_HZ:
+                raise DataError(f"{path}: {file.frames / RATE_HZ:.0f} s long, at most {longest_s:.0f} s are read")
+            pcm: npt.NDArray[np.int16] = file.read(dtype="int16")
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        raise DataError(f"{path}: not readable as WAV or FLAC ({error})") from None
+    if pcm.size == 0:
+        raise DataError(f"{path}: holds no sample")
+    return pcm

@@ -1,0 +1,166 @@
+"""The layout of Speech Commands on disk: words, speakers, lists, and who belongs to which split.
+
+``<word>/<speaker>_nohash_<n>.wav`` or ``.flac``, ``validation_list.txt``, ``testing_list.txt`` and
+``_background_noise_/``. The lists may name the other suffix than the files have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import DataError
+from firmware_models.data.audio import SUFFIXES
+
+COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+UNKNOWN, SILENCE = "_unknown_", "_silence_"
+LABELS = (*COMMANDS, UNKNOWN, SILENCE)
+BACKGROUND = "_background_noise_"
+SPLITS = ("train", "validation", "test")
+LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+# From the data set's own which_set(): a speaker keeps their split however many clips are added.
+HASH_BUCKETS = 2**27 - 1
+VALIDATION_PERCENT = TEST_PERCENT = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One clip on disk; ``path`` is relative to the root and has forward slashes."""
+
+    path: str
+    word: str
+    speaker: str
+    split: str
+    size_bytes: int
+    mtime_ns: int
+
+    @property
+    def label(self) -> str:
+        """The word if it is one of the ten commands, else ``_unknown_``."""
+        return self.word if self.word in COMMANDS else UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that is not used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What lies in a folder. ``moved`` counts clips that follow their speaker into another split than listed."""
+
+    root: Path
+    entries: tuple[Entry, ...]
+    noises: tuple[Path, ...]
+    skipped: tuple[Skipped, ...]
+    has_lists: bool
+    moved: int
+    both_lists: tuple[str, ...]
+
+
+def scan(root: Path) -> Layout:
+    """Read the folder's names, not its audio.
+
+    A speaker is in one split only: if any of their clips is in a list, all are in that list's split; who is in
+    both lists is in ``test``. Without lists the split follows from a hash of the speaker, 80/10/10.
+
+    Raises:
+        DataError: no such folder, or no clip in it.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; get the data with: earshot data fetch speech-commands --out {root}")
+    files = _files(root)
+    if not files:
+        raise DataError(
+            f"{root}: no clips here; expected <word>/<speaker>_nohash_<n>.wav or .flac "
+            "(get them with: earshot data fetch speech-commands --out DIR)"
+        )
+    skipped: list[Skipped] = []
+    seen: dict[str, str] = {}
+    for path in sorted(files):
+        stem = path.rsplit(".", 1)[0]
+        if stem in seen:
+            skipped.append(Skipped(path, f"the same clip as {seen[stem]}"))
+            del files[path]
+        else:
+            seen[stem] = path
+    listed = {split: _read_list(root / name) for split, name in LISTS.items()}
+    has_lists = any(names is not None for names in listed.values())
+    by_list = {stem: split for split, names in listed.items() for stem in names or ()}
+    speakers = {path: _speaker(path) for path in files}
+    split_of = _splits_of_speakers(speakers, by_list, has_lists=has_lists)
+    both = Counter(
+        speaker
+        for speaker, _ in {
+            (s, by_list[p.rsplit(".", 1)[0]]) for p, s in speakers.items() if p.rsplit(".", 1)[0] in by_list
+        }
+    )
+    entries = []
+    moved = 0
+    for path in sorted(files):
+        speaker = speakers[path]
+        split = split_of[speaker]
+        moved += has_lists and split != by_list.get(path.rsplit(".", 1)[0], "train")
+        size_bytes, mtime_ns = files[path]
+        entries.append(Entry(path, path.split("/", 1)[0], speaker, split, size_bytes, mtime_ns))
+    noises = sorted(p for p in (root / BACKGROUND).glob("*") if p.suffix.lower() in SUFFIXES)
+    return Layout(
+        root=root,
+        entries=tuple(entries),
+        noises=tuple(noises),
+        skipped=tuple(skipped),
+        has_lists=has_lists,
+        moved=moved,
+        both_lists=tuple(sorted(speaker for speaker, count in both.items() if count > 1)),
+    )
+
+
+def split_by_hash(speaker: str) -> str:
+    """The split of a speaker where no list says it, as the data set's own tools compute it."""
+    number = int(hashlib.sha1(speaker.encode(), usedforsecurity=False).hexdigest(), 16)
+    percent = (number % (HASH_BUCKETS + 1)) * (100.0 / HASH_BUCKETS)
+    if percent < VALIDATION_PERCENT:
+        return "validation"
+    return "test" if percent < VALIDATION_PERCENT + TEST_PERCENT else "train"
+
+
+def _splits_of_speakers(speakers: dict[str, str], by_list: dict[str, str], *, has_lists: bool) -> dict[str, str]:
+    if not has_lists:
+        return {speaker: split_by_hash(speaker) for speaker in set(speakers.values())}
+    split_of = dict.fromkeys(speakers.values(), "train")
+    for wanted in ("validation", "test"):  # the later wins
+        split_of.update({s: wanted for p, s in speakers.items() if by_list.get(p.rsplit(".", 1)[0]) == wanted})
+    return split_of
+
+
+def _files(root: Path) -> dict[str, tuple[int, int]]:
+    found = {}
+    for folder in sorted(root.iterdir()):
+        if folder.name.startswith((".", "_")) or not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+                stat = path.stat()
+                found[f"{folder.name}/{path.name}"] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def _read_list(path: Path) -> set[str] | None:
+    if not path.is_file():
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable list of clips ({error})") from None
+    return {line.strip().replace("\\", "/").rsplit(".", 1)[0] for line in lines if line.strip()}
+
+
+def _speaker(path: str) -> str:
+    stem = path.split("/", 1)[1].rsplit(".", 1)[0]
+    return re.sub(r"_nohash_.*$", "", stem)

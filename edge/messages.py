@@ -147,7 +147,7 @@ class Reply(Message):
 M = TypeVar("M", bound=Message)
 
 
-def parse(kind: type[M], payload: bytes) -> M:
+def parse(kind: type[M], payload: bytes | bytearray) -> M:
     """Decode a payload that came from the network.
 
     Raises:

@@ -1,0 +1,1 @@
+"""How a firmware model comes to be: recipe, augmentation, sampling, the loop, checkpoints."""

@@ -1,0 +1,129 @@
+"""The recipe of a training run: a YAML file, checked before anything is read or computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edge.errors import UsageError
+
+SHIPPED = Path(__file__).resolve().parents[1] / "recipes"
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[float, float]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Augmentation(_Frozen):
+    """What happens to a training clip before the front end, and to the features after it.
+
+    Ranges are drawn from evenly. ``speed`` is a factor on tempo and pitch; ``noise_snr_db`` is the level of the clip
+    over that of the noise added; ``room_*`` make a decaying noise tail as a simple room (``room_rt60_s`` its decay
+    time, ``room_drr_db`` the direct sound over the tail). Masks are stripes of features set to their floor.
+    """
+
+    speed: Range = (0.88, 1.12)
+    speed_probability: Probability = 0.7
+    shift_ms: Annotated[float, Field(ge=0, le=500)] = 100.0
+    gain_db: Range = (-12.0, 6.0)
+    noise_probability: Probability = 0.7
+    noise_snr_db: Range = (0.0, 35.0)
+    room_probability: Probability = 0.0
+    room_rt60_s: Range = (0.1, 0.5)
+    room_drr_db: Range = (0.0, 15.0)
+    time_masks: Annotated[int, Field(ge=0, le=8)] = 2
+    time_mask_frames: Annotated[int, Field(ge=0, le=64)] = 12
+    band_masks: Annotated[int, Field(ge=0, le=8)] = 2
+    band_mask_bands: Annotated[int, Field(ge=0, le=64)] = 5
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> Self:
+        for name in ("speed", "gain_db", "noise_snr_db", "room_rt60_s", "room_drr_db"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: [{low}, {high}] must be [low, high]")
+        if not 0.5 <= self.speed[0] <= self.speed[1] <= 2.0:
+            raise ValueError(f"speed: {list(self.speed)} must lie within [0.5, 2.0]")
+        if self.room_rt60_s[0] <= 0:
+            raise ValueError("room_rt60_s: must be above 0")
+        return self
+
+
+class Sampling(_Frozen):
+    """How often a label is drawn, relative to the other labels' 1, and how much of it is synthetic speech.
+
+    ``synthetic_share`` is the part of a label's draws that come from the folder given with ``--synthetic``.
+    """
+
+    unknown_weight: Annotated[float, Field(gt=0, le=100)] = 2.0
+    silence_weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Recipe(_Frozen):
+    """Everything that decides what a training run does, apart from the data and the seed of a repetition.
+
+    ``settings`` go to the architecture. The learning rate rises for ``warmup_steps``, then follows a cosine to 0.
+    ``ema_decay`` smooths the weights that are validated and kept. ``mixup`` is the alpha of its Beta distribution,
+    0 is off. ``keep`` is which weights become the result: the best on the validation split or the last.
+    """
+
+    architecture: str
+    settings: dict[str, Any] = {}
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 1
+    steps: Annotated[int, Field(ge=1, le=10_000_000)]
+    batch: Annotated[int, Field(ge=2, le=4096)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.02
+    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    gradient_clip: Annotated[float, Field(gt=0)] = 5.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    bf16: bool = True
+    validate_every: Annotated[int, Field(ge=1)] = 500
+    keep: Literal["best", "last"] = "best"
+    sampling: Sampling = Sampling()
+    augmentation: Augmentation = Augmentation()
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read a recipe file, or one of the shipped recipes by its name, e.g. ``lms``.
+
+    Raises:
+        UsageError: no such recipe, not YAML, an unknown key or a value that is not allowed; one line.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"} and not path.exists():
+        path = SHIPPED / f"{name_or_path}.yaml"
+        if not path.is_file():
+            names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+            raise UsageError(f"recipe {str(name_or_path)!r}: give a .yaml file or one of {names}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected keys and values such as 'architecture: lms'")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        hint = f"; allowed: {', '.join(_keys(first['loc']))}" if first["type"] == "extra_forbidden" else ""
+        raise UsageError(f"{path}: {where}: {first['msg']}{hint}") from None
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        model = Sampling if part == "sampling" else Augmentation
+    return sorted(model.model_fields)

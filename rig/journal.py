@@ -2,7 +2,7 @@
 
 SQLite with write-ahead log and full synchronisation: what :meth:`Journal.record` returned from survives
 SIGKILL and power cuts. A trial counts at most once however often it was tried or its prediction delivered:
-one valid attempt per trial is a unique index, not a habit.
+one conclusion per trial is a unique index, not a habit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Literal, Self
 
 from edge.errors import PlanError, UnavailableError
 from edge.messages import Prediction
@@ -34,6 +34,7 @@ CREATE TABLE trials (
 CREATE TABLE attempts (
     trial_id TEXT NOT NULL REFERENCES trials,
     attempt INTEGER NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome IN ('valid', 'invalid', 'abandoned')),
     reason TEXT,
     label TEXT,
     snr_db REAL,
@@ -41,8 +42,11 @@ CREATE TABLE attempts (
     prediction TEXT,
     PRIMARY KEY (trial_id, attempt)
 ) STRICT;
-CREATE UNIQUE INDEX one_valid_attempt ON attempts (trial_id) WHERE reason IS NULL;
+CREATE UNIQUE INDEX one_conclusion ON attempts (trial_id) WHERE outcome <> 'invalid';
 """
+
+
+Outcome = Literal["valid", "invalid", "abandoned"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,16 @@ class ClipRecord:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a trial; ``reason`` is None when it is valid and says why when it is not."""
+    """One try at a trial.
+
+    ``valid`` and ``abandoned`` conclude the trial, ``invalid`` lets it be tried again; ``reason`` says why an
+    attempt is not valid.
+    """
 
     trial_id: str
     attempt: int
-    reason: str | None
+    outcome: Outcome
+    reason: str | None = None
     label: str | None = None
     snr_db: float | None = None
     linf: float | None = None
@@ -142,12 +151,13 @@ class Journal:
     def record(self, attempts: Iterable[Attempt]) -> None:
         """Store attempts in one durable transaction.
 
-        A valid attempt of a trial that already has one is dropped: messages may arrive twice.
+        A second conclusion of the same trial is dropped: messages may arrive twice.
         """
         rows = [
             (
                 attempt.trial_id,
                 attempt.attempt,
+                attempt.outcome,
                 attempt.reason,
                 attempt.label,
                 attempt.snr_db,
@@ -157,12 +167,16 @@ class Journal:
             for attempt in attempts
         ]
         with self._database as database:
-            database.executemany("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            database.executemany("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
-    def tries(self) -> dict[str, tuple[int, bool]]:
-        """For each trial that was tried: the next free attempt number and whether it has a valid one."""
-        query = "SELECT trial_id, max(attempt) + 1, max(reason IS NULL) FROM attempts GROUP BY trial_id"
-        return {trial: (following, bool(valid)) for trial, following, valid in self._database.execute(query)}
+    def concluded(self) -> set[str]:
+        """The trials that need no further attempt."""
+        return {row[0] for row in self._database.execute("SELECT trial_id FROM attempts WHERE outcome <> 'invalid'")}
+
+    def tried(self) -> dict[str, int]:
+        """How many attempts each tried trial has; attempts are numbered from 0 without gaps."""
+        query = "SELECT trial_id, count(*) FROM attempts GROUP BY trial_id"
+        return dict(self._database.execute(query))
 
     def trials(self) -> list[Trial]:
         """All trials in the order they are run."""
@@ -186,10 +200,10 @@ class Journal:
 
     def attempts(self) -> Iterator[Attempt]:
         """Every attempt, valid or not, by trial and attempt number."""
-        query = "SELECT trial_id, attempt, reason, label, snr_db, linf, prediction FROM attempts ORDER BY 1, 2"
+        query = "SELECT trial_id, attempt, outcome, reason, label, snr_db, linf, prediction FROM attempts ORDER BY 1, 2"
         for row in self._database.execute(query):
-            prediction = Prediction.model_validate_json(row[6]) if row[6] else None
-            yield Attempt(row[0], row[1], row[2], row[3], row[4], row[5], prediction)
+            prediction = Prediction.model_validate_json(row[7]) if row[7] else None
+            yield Attempt(row[0], row[1], row[2], row[3], row[4], row[5], row[6], prediction)
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -6,7 +6,6 @@ YAML; unknown keys are refused. Example: ``rig/plans/demo.yaml``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -212,7 +211,7 @@ def describe(error: ValidationError) -> str:
     return f"{where}: {reason}{shown}"
 
 
-def conditions(plan: Plan, bundles: list[str], air: str) -> Iterator[Condition]:
+def list_conditions(plan: Plan, bundles: list[str], air: str) -> list[Condition]:
     """The cells of the plan in the order they are written.
 
     Args:
@@ -231,12 +230,13 @@ def conditions(plan: Plan, bundles: list[str], air: str) -> Iterator[Condition]:
     placed = plan.room if air == "room" else None
     devices = list(placed.devices_m) if placed else [None]
     attackers = list(placed.attackers_m) if placed else [None]
+    cells: list[Condition] = []
     for bundle, device, attack in product(bundles, devices, plan.attacks):
         if attack.name == "benign":
-            yield Condition(bundle=bundle, attack=attack.title, device_position=device)
+            cells.append(Condition(bundle=bundle, attack=attack.title, device_position=device))
             continue
         for eps, attacker, delay_ms in product(attack.eps, attackers, plan.delays_ms):
-            yield Condition(
+            cell = Condition(
                 bundle=bundle,
                 attack=attack.title,
                 on=(attack.on or bundle) if attack.name in GRADIENT_ATTACKS else None,
@@ -247,6 +247,8 @@ def conditions(plan: Plan, bundles: list[str], air: str) -> Iterator[Condition]:
                 attacker_position=attacker,
                 device_position=device,
             )
+            cells.append(cell)
+    return cells
 
 
 def _absolute(entry: str, folder: Path) -> str:

@@ -25,6 +25,7 @@ COMMANDS = {
     "bundle": ("rig.cli.bundle", "Show and verify bundles."),
     "plan": ("rig.cli.plan", "Check a plan before it runs."),
     "session": ("rig.cli.session", "Run, resume and show sessions."),
+    "report": ("rig.cli.report", "Write summary, results and page of finished sessions."),
     "demo": ("rig.cli.demo", "From shipped models and clips to a report, in one command."),
 }
 

@@ -1,0 +1,94 @@
+"""The pictures of a report, as inline SVG so that the page needs no other file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rig.report.summary import Row
+
+# Okabe and Ito's palette can be told apart by colour-blind readers.
+COLOURS = {"random-sign": "#777777", "fgsm": "#E69F00"}
+MORE_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+
+
+def error_over_eps(rows: Sequence[Row]) -> str | None:
+    """Error rate over eps at the smallest delay, a panel per air and bundle, a line per attack with its interval."""
+    attacked = [row for row in rows if row.eps > 0 and row.error_rate is not None]
+    if not attacked:
+        return None
+    nearest = min((row.delay_ms for row in attacked), key=abs)
+    return _panels(
+        [row for row in attacked if row.delay_ms == nearest],
+        [row for row in rows if row.attack == "benign"],
+        horizontal="eps",
+        title=f"Error over budget (delay {nearest:g} ms)",
+        label="eps (L∞, full scale = 1)",
+        logarithmic=True,
+    )
+
+
+def error_over_delay(rows: Sequence[Row]) -> str | None:
+    """Error rate over the delay at the largest eps; None when the plan has one delay."""
+    attacked = [row for row in rows if row.eps > 0 and row.error_rate is not None]
+    if len({row.delay_ms for row in attacked}) < 2:
+        return None
+    largest = max(row.eps for row in attacked)
+    return _panels(
+        [row for row in attacked if row.eps == largest],
+        [row for row in rows if row.attack == "benign"],
+        horizontal="delay_ms",
+        title=f"Error over delay (eps {largest:g})",
+        label="attacker's delay (ms)",
+        logarithmic=False,
+    )
+
+
+def _panels(rows: list[Row], benign: list[Row], *, horizontal: str, title: str, label: str, logarithmic: bool) -> str:
+    from matplotlib.figure import Figure  # noqa: PLC0415 - takes half a second; `session show` needs no pictures
+
+    panels = list(dict.fromkeys((row.air, row.bundle) for row in rows))
+    figure = Figure(figsize=(3.4 * len(panels) + 1.2, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (air, bundle) in zip(axes, panels, strict=True):
+        here = [row for row in rows if (row.air, row.bundle) == (air, bundle)]
+        series = list(dict.fromkeys(_series(row) for row in here))
+        for index, name in enumerate(series):
+            points = sorted((row for row in here if _series(row) == name), key=lambda row: getattr(row, horizontal))
+            colour = COLOURS.get(points[0].attack, MORE_COLOURS[index % len(MORE_COLOURS)])
+            across = [getattr(row, horizontal) for row in points]
+            rate = [row.error_rate or 0.0 for row in points]
+            below = [max(0.0, r - (row.ci_low or 0.0)) for r, row in zip(rate, points, strict=True)]
+            above = [max(0.0, (row.ci_high or 0.0) - r) for r, row in zip(rate, points, strict=True)]
+            axis.errorbar(across, rate, yerr=[below, above], marker="o", capsize=3, color=colour, label=name)
+        for row in benign:
+            if (row.air, row.bundle) == (air, bundle) and row.error_rate is not None:
+                axis.axhline(row.error_rate, linestyle=":", color="black", label="benign")
+        if logarithmic:
+            axis.set_xscale("log")
+            axis.set_xticks(
+                sorted({row.eps for row in here}), [f"{eps:g}" for eps in sorted({row.eps for row in here})]
+            )
+            axis.minorticks_off()
+        axis.set_title(f"{air} air, {bundle}", fontsize=10)
+        axis.set_xlabel(label)
+        axis.set_ylim(-0.03, 1.03)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("error rate, 95 % Wilson")
+    handles, names = axes[0].get_legend_handles_labels()
+    unique = dict(zip(names, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=12)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _series(row: Row) -> str:
+    name = row.attack if row.crafted_on in {None, row.bundle} else f"{row.attack} from {row.crafted_on}"
+    if row.target:
+        name += f" → {row.target}"
+    if row.attacker_position:
+        name += f" @ {row.attacker_position}"
+    return name

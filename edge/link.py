@@ -1,0 +1,156 @@
+"""A device's connection to the broker: MQTT 3.1.1 through paho, connected again for ever.
+
+Callbacks run in paho's network thread. They hand on what they got and return.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edge.broker_url import BrokerUrl
+from edge.messages import Message, State, topic
+
+log = logging.getLogger(__name__)
+
+CommandHandler = Callable[[str, bytes], None]
+
+_KEEPALIVE_S = 20
+# The first retry is quick, since a broker is usually restarted, not gone; a fleet must not come back all at once.
+_FIRST_DELAY_S = 0.5
+_LONGEST_DELAY_S = 15.0
+_IN_FLIGHT = 100
+# Replies with sound are 43 kB each; predictions that find no place are published again from the outbox.
+_QUEUED = 500
+
+
+class Link:
+    """Publishes for one device and receives its commands.
+
+    ``on_command(verb, payload)`` and ``on_ready()`` (subscribed and announced as online, after every
+    connection) are called in the network thread.
+    """
+
+    def __init__(
+        self, url: BrokerUrl, device: str, boot_id: str, *, on_command: CommandHandler, on_ready: Callable[[], None]
+    ) -> None:
+        self.url = url
+        self.connected = False
+        self.ever_connected = False
+        self.problem = "not tried yet"
+        self._device = device
+        self._boot_id = boot_id
+        self._on_command = on_command
+        self._on_ready = on_ready
+        self._failures = 0
+        self._command_topic = topic(device, "command", "+")
+        # The same id for every boot: a broker that still holds the connection of a device that lost its power ends it
+        # now, and does not publish that one's will after this one is online.
+        self._client = client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id=f"earshot-{device}", clean_session=True, protocol=mqtt.MQTTv311
+        )
+        if url.user is not None:
+            client.username_pw_set(url.user, url.password())
+        if url.scheme == "mqtts":
+            ca_file = url.ca_file()
+            client.tls_set(ca_certs=None if ca_file is None else str(ca_file))
+        client.max_inflight_messages_set(_IN_FLIGHT)
+        client.max_queued_messages_set(_QUEUED)
+        client.will_set(topic(device, "state"), self._state("lost").to_json(), qos=1, retain=True)
+        client.on_socket_open = self._socket_opened
+        client.on_connect = self._connected
+        client.on_connect_fail = self._not_reached
+        client.on_subscribe = self._subscribed
+        client.on_disconnect = self._disconnected
+        client.on_message = self._received
+
+    def _state(self, status: str) -> State:
+        return State.model_validate({"device": self._device, "boot_id": self._boot_id, "status": status})
+
+    def start(self) -> None:
+        """Begin to connect, in the background."""
+        self._set_delay()
+        self._client.connect_async(self.url.host, self.url.port, keepalive=_KEEPALIVE_S)
+        self._client.loop_start()
+
+    def publish(self, message: Message, *parts: str, qos: int = 1, retain: bool = False) -> None:
+        """Publish below the device's topic; dropped while there is no connection."""
+        self.publish_bytes(message.to_json(), *parts, qos=qos, retain=retain)
+
+    def publish_bytes(self, payload: bytes, *parts: str, qos: int = 1, retain: bool = False) -> None:
+        """Publish an encoded message below the device's topic; dropped while there is no connection."""
+        if self.connected:
+            self._client.publish(topic(self._device, *parts), payload, qos=qos, retain=retain)
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """Say ``stopped`` if the broker is there, and disconnect."""
+        if self.connected:
+            info = self._client.publish(topic(self._device, "state"), self._state("stopped").to_json(), 1, retain=True)
+            try:
+                info.wait_for_publish(timeout_s)
+            except (RuntimeError, ValueError):
+                log.debug("the broker went away before it heard that this device stopped")
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _set_delay(self) -> None:
+        longest_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** min(self._failures, 10))
+        delay_s = longest_s * random.uniform(0.5, 1.0)
+        # paho doubles its delay itself, but without chance in it: it is told the delay anew each time.
+        self._client.reconnect_delay_set(delay_s, delay_s)
+
+    def _socket_opened(self, client: mqtt.Client, userdata: Any, sock: Any) -> None:
+        # Without it small messages wait 40 ms for the acknowledgement of the one before.
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _connected(self, client: mqtt.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            self._note_problem(f"refused: {reason}")
+            return
+        client.subscribe(self._command_topic, qos=1)
+
+    def _subscribed(self, client: mqtt.Client, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        if any(reason.is_failure for reason in reasons):
+            self._note_problem(f"the broker does not let this device subscribe to {self._command_topic}")
+            return
+        # Only now: who reads "online" may send a command at once.
+        self.connected = self.ever_connected = True
+        self._failures = 0
+        self.problem = ""
+        self._set_delay()
+        log.info("connected to %s", self.url)
+        self.publish(self._state("online"), "state", retain=True)
+        self._on_ready()
+
+    def _not_reached(self, client: mqtt.Client, userdata: Any) -> None:
+        self._note_problem("cannot be reached")
+
+    def _disconnected(self, client: mqtt.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        was_connected, self.connected = self.connected, False
+        if not reason.is_failure:
+            return
+        if was_connected:
+            self._note_problem(f"connection lost ({reason})")
+        else:
+            self._note_problem(self.problem if self.problem.startswith("refused") else f"no session ({reason})")
+
+    def _note_problem(self, problem: str) -> None:
+        if problem != self.problem:
+            log.warning("broker %s: %s; trying again", self.url, problem)
+        self.problem = problem
+        self._failures += 1
+        self._set_delay()
+
+    def _received(self, client: mqtt.Client, userdata: Any, message: mqtt.MQTTMessage) -> None:
+        if message.retain:
+            # A retained command would be carried out again after every connection.
+            log.warning("ignored a retained command; clear it at the broker")
+            return
+        self._on_command(message.topic.rsplit("/", 1)[-1], bytes(message.payload))

@@ -1,0 +1,33 @@
+"""From ``--microphone SPEC`` to a microphone."""
+
+from __future__ import annotations
+
+from edge.errors import UsageError
+from edge.microphones.file import FileMicrophone
+from edge.microphones.portaudio import PortAudioMicrophone
+from edge.microphones.protocol import Microphone
+from edge.microphones.socket import SocketMicrophone
+
+FORMS = "sounddevice[:NAME], file:PATH[?loop], socket:HOST:PORT or socket:unix:PATH"
+
+
+def microphone(spec: str, rate_hz: int) -> Microphone:
+    """The microphone that ``spec`` names, delivering ``rate_hz``; nothing is recorded yet.
+
+    Raises:
+        UsageError: the spec or what it names makes no sense.
+        UnavailableError: the sound card or its library is not there.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "sounddevice":
+        return PortAudioMicrophone(rest or None, rate_hz)
+    if kind == "file" and rest:
+        path, mark, option = rest.rpartition("?")
+        if not mark:
+            return FileMicrophone(rest, rate_hz)
+        if option == "loop":
+            return FileMicrophone(path, rate_hz, loop=True)
+        raise UsageError(f"microphone {spec!r}: unknown option {option!r}: the one option of a file is ?loop")
+    if kind == "socket" and rest:
+        return SocketMicrophone(rest, rate_hz)
+    raise UsageError(f"microphone {spec!r}: use {FORMS}")

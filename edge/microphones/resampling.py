@@ -1,0 +1,27 @@
+"""Float samples at one rate to int16 samples at another, as a stream."""
+
+from __future__ import annotations
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from edge.ring import Pcm16
+
+
+def to_pcm16(sound: NDArray[np.float32]) -> Pcm16:
+    """Round samples in [-1, 1) to int16; what lies outside is clipped."""
+    rounded: Pcm16 = np.clip(np.rint(sound * np.float32(32768)), -32768, 32767).astype(np.int16)
+    return rounded
+
+
+class Resampler:
+    """A streaming sample rate converter (soxr, high quality) from float32 to int16."""
+
+    def __init__(self, from_rate_hz: int, to_rate_hz: int) -> None:
+        self._stream = soxr.ResampleStream(from_rate_hz, to_rate_hz, 1, dtype="float32", quality="HQ")
+
+    def feed(self, sound: NDArray[np.float32], *, last: bool = False) -> Pcm16:
+        """Convert samples (n,); some come out with the next call unless this is the ``last``."""
+        resampled: NDArray[np.float32] = self._stream.resample_chunk(sound, last=last)
+        return to_pcm16(resampled)

@@ -1,0 +1,174 @@
+"""What several tests need of the world outside: a small real bundle and a real broker."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+RATE_HZ = 16_000
+WINDOW = 16_000
+LABELS = ("quiet", "loud")
+
+
+@dataclass(frozen=True)
+class TinyBundle:
+    """A signed bundle whose model tells loud sound (mean magnitude over 0.05) from quiet sound."""
+
+    path: Path
+    key: Path
+
+
+def _level_model() -> bytes:
+    from onnx import TensorProto, checker, helper
+
+    nodes = [
+        helper.make_node("Abs", ["pcm"], ["magnitude"]),
+        helper.make_node("ReduceMean", ["magnitude", "axis"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["mean", "threshold"], ["over"]),
+        helper.make_node("Neg", ["over"], ["under"]),
+        helper.make_node("Concat", ["under", "over"], ["scores"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "level",
+        [helper.make_tensor_value_info("pcm", TensorProto.FLOAT, ["batch", WINDOW])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2])],
+        [
+            helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("threshold", TensorProto.FLOAT, [1], [0.05]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    checker.check_model(model)
+    return model.SerializeToString()
+
+
+def _golden() -> bytes:
+    pcm = np.random.default_rng(0).uniform(-0.3, 0.3, (2, WINDOW)).astype(np.float32)
+    pcm[1] *= 0.01
+    over = np.abs(pcm).mean(axis=1, keepdims=True) - np.float32(0.05)
+    file = io.BytesIO()
+    np.savez(file, pcm=pcm, scores=np.concatenate((-over, over), axis=1).astype(np.float32))
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    from edge import container, signing
+    from edge.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
+
+    folder = tmp_path_factory.mktemp("bundle")
+    members = {MODEL: _level_model(), GOLDEN: _golden(), CARD: b"# level\n"}
+    manifest = Manifest(
+        name="level",
+        version=1,
+        architecture="level",
+        labels=LABELS,
+        rate_hz=RATE_HZ,
+        window_samples=WINDOW,
+        quantisation=Quantisation(bits=32),
+        golden_tolerance=Tolerance(max_abs=1e-4),
+        members={
+            name: Member(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+            for name, data in members.items()
+        },
+        training_data="none",
+        licence="Apache-2.0",
+        created_utc="2025-01-01T00:00:00Z",
+        earshot_version="0.1.0",
+    )
+    private_path, public_path = signing.write_key_pair(folder / "test")
+    key = signing.load_private_key(private_path)
+    assert isinstance(key, Ed25519PrivateKey)
+    members[MANIFEST] = manifest.model_dump_json(by_alias=True).encode()
+    members[SIGNATURE] = signing.sign(key, members[MANIFEST])
+    path = folder / "level.earshot"
+    with path.open("wb") as file:
+        for chunk in container.chunks(members):
+            file.write(chunk)
+    return TinyBundle(path, public_path)
+
+
+class Mosquitto:
+    """A real broker on a loopback port, which can be killed and started again."""
+
+    def __init__(self, program: str, folder: Path, extra: str = "") -> None:
+        self.port = free_port()
+        self._program = program
+        self._config = folder / "mosquitto.conf"
+        self._log = folder / "mosquitto.log"
+        user = "user root\n" if os.geteuid() == 0 else ""
+        access = "" if "allow_anonymous" in extra else "allow_anonymous true\n"
+        self._config.write_text(f"{user}{access}listener {self.port} 127.0.0.1\n{extra}")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([self._program, "-c", str(self._config)], stdout=log, stderr=log)
+        wait_until(self._answers, 10, lambda: f"mosquitto does not listen: {self._log.read_text()}")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self._log.read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float, complaint: Callable[[], str] | str = "timed out") -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > deadline_s:
+            pytest.fail(complaint if isinstance(complaint, str) else complaint())
+        time.sleep(0.02)
+
+
+@pytest.fixture(name="wait_until")
+def _wait_until() -> Callable[..., None]:
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def mosquitto_program() -> str:
+    program = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if program is None:
+        complaint = "mosquitto is missing: apt-get install mosquitto"
+        if os.environ.get("CI") == "true":
+            pytest.fail(complaint)
+        pytest.skip(complaint)
+    return program
+
+
+@pytest.fixture
+def mosquitto(mosquitto_program: str, tmp_path: Path) -> Iterator[Mosquitto]:
+    broker = Mosquitto(mosquitto_program, tmp_path)
+    broker.start()
+    yield broker
+    broker.kill()

@@ -111,8 +111,8 @@ class RoomAir:
         devices = self._room.devices_m
         simulated = self._simulate(self._absorption, list(sources.values()), list(devices.values()))
         reference_m = math.dist(self._room.talker_m, next(iter(devices.values())))
-        # pyroomacoustics gives a direct path the amplitude 1 / (4 pi distance).
-        gain = 4 * math.pi * reference_m * 10 ** (self._room.gain_db / 20)
+        # pyroomacoustics gives a direct path the amplitude 1 / distance.
+        gain = reference_m * 10 ** (self._room.gain_db / 20)
         offset = pyroomacoustics.constants.get("frac_delay_length") // 2
         speed_mps = pyroomacoustics.constants.get("c")
         return {

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-
 from pyarrow import Table, parquet, table
 
 from rig import files

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -222,20 +223,21 @@ def _read_golden(data: bytes, manifest: Manifest) -> tuple[Floats, Floats]:
             packed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
             if packed or sum(info.file_size for info in archive.infolist()) > MEMBER_LIMITS_BYTES[GOLDEN]:
                 raise BundleError("golden.npz is compressed or too large: store its arrays as they are")
-            pcm, scores = (_array(archive.read(name), name) for name in names)
+            pcm = _array(archive.read("pcm.npy"), "pcm.npy", "<i2").astype(np.float32) / np.float32(32768)
+            scores = _array(archive.read("scores.npy"), "scores.npy", "<f4").astype(np.float32)
     except _BROKEN_ARCHIVE:
-        raise BundleError("golden.npz cannot be read as plain float32 arrays") from None
+        raise BundleError("golden.npz cannot be read as plain arrays") from None
     samples, classes = manifest.window_samples, len(manifest.labels)
     if not len(pcm) or pcm.shape != (len(pcm), samples) or scores.shape != (len(pcm), classes):
         raise BundleError(
             f"golden.npz has pcm {pcm.shape} and scores {scores.shape} instead of (n, {samples}) and (n, {classes})"
         )
-    if not (np.isfinite(pcm).all() and np.isfinite(scores).all()):
+    if not np.isfinite(scores).all():
         raise BundleError("golden.npz holds numbers that are not finite")
     return pcm, scores
 
 
-def _array(data: bytes, name: str) -> Floats:
+def _array(data: bytes, name: str, kind: str) -> npt.NDArray[Any]:
     file = io.BytesIO(data)
     if np.lib.format.read_magic(file) != (1, 0):
         raise BundleError(f"golden.npz: {name} has an unknown array version")
@@ -244,8 +246,7 @@ def _array(data: bytes, name: str) -> Floats:
     count = 1
     for length in shape:
         count *= length
-    if dtype != np.dtype("<f4") or fortran or len(shape) != 2 or count * 4 != len(body):
-        raise BundleError(f"golden.npz: {name} is not a plain float32 matrix")
-    array = np.frombuffer(body, dtype="<f4").reshape(shape)
-    array.flags.writeable = False
-    return array
+    wanted = np.dtype(kind)
+    if dtype != wanted or fortran or len(shape) != 2 or count * wanted.itemsize != len(body):
+        raise BundleError(f"golden.npz: {name} is not a plain matrix of {wanted}")
+    return np.frombuffer(body, dtype=wanted).reshape(shape)

@@ -7,7 +7,7 @@ member             content                                                 limit
 =================  ======================================================  ==============
 ``manifest.json``  :class:`Manifest`                                       256 KiB
 ``model.onnx``     the graph: PCM in, scores out; no external data         256 MiB
-``golden.npz``     ``pcm`` (n, samples) float32, ``scores`` (n, classes)   16 MiB
+``golden.npz``     ``pcm`` (n, samples) int16, ``scores`` (n, classes)     16 MiB
 ``README.md``      the model card                                          256 KiB
 ``manifest.sig``   Ed25519 signature over the bytes of ``manifest.json``   64 bytes
 =================  ======================================================  ==============

@@ -1,4 +1,4 @@
-"""What several tests need of the world outside: a small real bundle and a real broker."""
+"""What several tests share: small real bundles, random models, real recordings where there are any, a real broker."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def _level_model() -> bytes:
 
 
 def _golden() -> bytes:
-    pcm = np.random.default_rng(0).uniform(-0.3, 0.3, (2, WINDOW)).astype(np.float32)
-    pcm[1] *= 0.01
-    over = np.abs(pcm).mean(axis=1, keepdims=True) - np.float32(0.05)
+    pcm = np.random.default_rng(0).uniform(-10_000, 10_000, (2, WINDOW)).astype("<i2")
+    pcm[1] //= 100
+    over = np.abs(pcm.astype(np.float32) / 32768).mean(axis=1, keepdims=True) - np.float32(0.05)
     file = io.BytesIO()
     np.savez(file, pcm=pcm, scores=np.concatenate((-over, over), axis=1).astype(np.float32))
     return file.getvalue()
@@ -172,3 +172,122 @@ def mosquitto(mosquitto_program: str, tmp_path: Path) -> Iterator[Mosquitto]:
     broker.start()
     yield broker
     broker.kill()
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A key pair on disk."""
+
+    private: Path
+    public: Path
+
+    @property
+    def signer(self) -> Ed25519PrivateKey:
+        from edge.signing import load_private_key
+
+        return load_private_key(self.private)
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    from edge.signing import write_key_pair
+
+    return Keys(*write_key_pair(tmp_path_factory.mktemp("keys") / "test"))
+
+
+@pytest.fixture(scope="session")
+def other_keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """A key pair that signed nothing."""
+    from edge.signing import write_key_pair
+
+    return Keys(*write_key_pair(tmp_path_factory.mktemp("keys") / "other"))
+
+
+@pytest.fixture(scope="session")
+def speech_commands() -> Path:
+    """The real recordings; skips where they are absent (mark the test ``shared_data`` too)."""
+    folder = Path(__file__).resolve().parents[2] / "shared/data/speech_commands"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    return folder
+
+
+def noise_pcm(n: int, samples: int = WINDOW, seed: int = 0) -> np.ndarray:
+    """Noise at many levels, float32 (n, samples)."""
+    rng = np.random.default_rng(seed)
+    levels = 10 ** rng.uniform(-3, -0.7, (n, 1))
+    return (rng.normal(size=(n, samples)) * levels).clip(-1, 1).astype(np.float32)
+
+
+@pytest.fixture(name="noise_pcm", scope="session")
+def _noise_pcm() -> Callable[..., np.ndarray]:
+    return noise_pcm
+
+
+@pytest.fixture(scope="session")
+def random_lms():
+    """An LMS with random weights, and batch norm statistics that differ from their start values."""
+    import torch
+
+    from firmware_models.architectures import build
+    from firmware_models.data import LABELS as WORDS
+
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = build("lms", labels=WORDS)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0.0, 0.3)
+                module.running_var.uniform_(0.5, 2.0)
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_(0.0, 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def lms_graphs(random_lms) -> dict:
+    """The FP32 and the INT8 graph of ``random_lms``, by bits."""
+    from export.onnx_graph import to_onnx
+    from export.quantise import quantise_int8
+
+    fp32 = to_onnx(random_lms)
+    return {32: fp32, 8: quantise_int8(fp32, noise_pcm(64))}
+
+
+@pytest.fixture(scope="session")
+def make_bundle(random_lms, lms_graphs, keys: Keys) -> Callable[..., Path]:
+    """Packs a bundle of random weights signed with ``keys``: ``make_bundle(folder, bits=8, name=..., version=2)``."""
+
+    def make(folder: Path, *, bits: int = 32, name: str | None = None, version: int = 1) -> Path:
+        from export.pack import Identity, pack
+
+        name = name or ("lms-fp32" if bits == 32 else "lms-int8")
+        identity = Identity.of(random_lms, name=name, version=version, bits=bits)
+        return pack(folder / f"{name}.earshot", lms_graphs[bits], identity, key=keys.signer).path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(make_bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An FP32 bundle of random weights, trusted with ``keys.public``."""
+    return make_bundle(tmp_path_factory.mktemp("bundles"), bits=32)
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(make_bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An INT8 bundle of random weights, trusted with ``keys.public``."""
+    return make_bundle(tmp_path_factory.mktemp("bundles"), bits=8)
+
+
+@pytest.fixture(scope="session")
+def zoo_bundle() -> Callable[[str], tuple[Path, Path]]:
+    """A released bundle and its public key: ``zoo_bundle("lms-int8")``."""
+
+    def find(name: str) -> tuple[Path, Path]:
+        from firmware_models import zoo
+
+        return zoo.bundle(name), zoo.PUBLIC_KEY
+
+    return find

@@ -1,0 +1,116 @@
+"""The model card inside a bundle: what it is, what it learned from, what was measured, what it must not be sold as."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SPEECH_COMMANDS = (
+    "Google Speech Commands v0.02 (Warden 2018, arXiv:1804.03209), training speakers only, CC BY 4.0: "
+    "https://creativecommons.org/licenses/by/4.0/"
+)
+
+WIDTHS = {
+    32: "Weights and activations are 32-bit floating point, and the CPU computes in 32-bit floating point.",
+    8: (
+        "Weights are signed 8-bit per output channel, activations unsigned 8-bit per tensor, biases 32-bit integers. "
+        "onnxruntime's CPU provider multiplies 8-bit integers and adds in 32 bits. The log-mel front end and the "
+        "scores stay in 32-bit floating point."
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What only the person who exports can say of a model.
+
+    ``training`` is what the checkpoint knows of its training: seed, steps, minutes, command and the like.
+    ``metrics`` go into the manifest and the card by name.
+    """
+
+    training_data: str = SPEECH_COMMANDS
+    licence: str = "Apache-2.0 (weights); training data CC BY 4.0, see the card for attribution"
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def render(
+    facts: Facts,
+    *,
+    name: str,
+    version: int,
+    architecture: str,
+    bits: int,
+    profile: str,
+    scheme: str,
+    labels: Sequence[str],
+    rate_hz: int,
+    window_samples: int,
+    log_floor: float | None,
+    parameters: int,
+    model_bytes: int,
+) -> str:
+    """The card as Markdown."""
+    floor = "no log-mel front end" if log_floor is None else f"{log_floor:g} (mean square per mel band, full scale 1)"
+    training = ", ".join(f"{key} {value}" for key, value in facts.training.items() if key != "command")
+    command = facts.training.get("command", f"earshot train {architecture} --data DIR --out RUN")
+    lines = [
+        f"# {name}, version {version}",
+        "",
+        f"A firmware model for earshot: architecture `{architecture}`, {bits} bits, profile `{profile}`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| input | `pcm`, float32 (batch, {window_samples}) in [-1, 1], mono, {rate_hz} Hz |",
+        f"| output | `scores`, float32 (batch, {len(labels)}), logits |",
+        f"| labels | {' '.join(labels)} |",
+        f"| parameters | {parameters:,} |",
+        f"| size of the graph | {model_bytes / 1e6:.3f} MB |",
+        f"| log floor | {floor} |",
+        f"| number format | {scheme} |",
+        "",
+        "## Number format",
+        "",
+        WIDTHS[bits],
+        "",
+        "## Training",
+        "",
+        f"Data: {facts.training_data}",
+        "",
+        f"Command: `{command}`" + (f" ({training})" if training else ""),
+        "",
+        f"Licence: {facts.licence}",
+        "",
+        "## Measured",
+        "",
+        *_metrics(facts.metrics),
+        "",
+        "## Read this before you compare",
+        "",
+        *_warnings(log_floor),
+        *(f"- {note}" for note in facts.notes),
+        "",
+        "The golden vectors in this bundle are synthetic sounds; no recording of a person is inside.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _metrics(metrics: Mapping[str, float]) -> list[str]:
+    if not metrics:
+        return ["Nothing was measured when this bundle was packed."]
+    return ["| measure | value |", "|---|---|", *(f"| {key} | {value:.6g} |" for key, value in metrics.items())]
+
+
+def _warnings(log_floor: float | None) -> list[str]:
+    lines = [
+        "- A model that hears well is not a model that resists: nothing here is hardened against adversarial sound.",
+    ]
+    if log_floor is not None:
+        lines.append(
+            "- The log floor moves the robustness of a log-mel model more than its size or number format does: compare "
+            "models at the same floor only."
+        )
+    return lines

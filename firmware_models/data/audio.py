@@ -32,7 +32,16 @@ def decode(path: Path) -> npt.NDArray[np.int16]:
     Raises:
         DataError: as for :func:`read_clip`.
     """
-    return one_second(_read(path, longest_s=LONGEST_CLIP_S))
+    return one_second(decode_raw(path))
+
+
+def decode_raw(path: Path) -> npt.NDArray[np.int16]:
+    """A clip in its own length, int16 (samples,).
+
+    Raises:
+        DataError: as for :func:`read_clip`.
+    """
+    return _read(path, longest_s=LONGEST_CLIP_S)
 
 
 def decode_long(path: Path) -> npt.NDArray[np.int16]:

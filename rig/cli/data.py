@@ -1,0 +1,99 @@
+"""``earshot data``: fetch a public data set, and see what is in one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge.errors import UsageError
+from rig.cli.console import print_json, progress, say
+
+if TYPE_CHECKING:
+    from firmware_models.data.check import Findings
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Fetch and check data sets.")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="The data set: speech-commands.")],
+    *,
+    out: Annotated[Path, typer.Option("--out", help="A new folder for it.")],
+    url: Annotated[str | None, typer.Option("--url", help="A mirror of the same archive.")] = None,
+    keep_archive: Annotated[bool, typer.Option("--keep-archive", help="Keep the archive in the cache folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Download, verify and unpack a data set; a download that broke off goes on where it was."""
+    from firmware_models.data.fetch import ARCHIVES, check_target
+    from firmware_models.data.fetch import fetch as fetch_archive
+
+    if name not in ARCHIVES:
+        raise UsageError(f"data set {name!r}: use one of {', '.join(ARCHIVES)}")
+    archive = ARCHIVES[name] if url is None else replace(ARCHIVES[name], url=url)
+    check_target(archive, out)
+    plan = {"url": archive.url, "bytes": archive.size_bytes, "sha256": archive.sha256, "licence": archive.licence}
+    if dry_run:
+        if as_json:
+            print_json({**plan, "out": str(out)})
+            return
+        say(f"would download {archive.url} ({archive.size_bytes / 1e9:.1f} GB, {archive.licence})")
+        say(f"and unpack it into {out} (about {archive.unpacked_bytes / 1e9:.0f} GB); nothing was written")
+        return
+    with progress(f"fetching {name}", enabled=not as_json) as got, progress("unpacking", enabled=False) as unpacked:
+        clips = fetch_archive(archive, out, keep_archive=keep_archive, progress=got, unpack_progress=unpacked)
+    if as_json:
+        print_json({**plan, "out": str(out), "clips": clips})
+        return
+    say(f"{clips} clips in {out} ({archive.licence}); next: earshot data check {out}")
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A folder in the layout of Speech Commands.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print clips per label and speakers per split; short, silent, clipped and unreadable files."""
+    from firmware_models.data.check import check as check_data
+
+    with progress("reading", enabled=not as_json) as report:
+        found = check_data(folder, progress=report)
+    if as_json:
+        print_json(found.to_json())
+        return
+    _print(found)
+
+
+def _print(found: Findings) -> None:
+    splits = list(found.clips)
+    say(f"{'label':<12}" + "".join(f"{split:>12}" for split in splits))
+    for label in found.clips[splits[0]]:
+        say(f"{label:<12}" + "".join(f"{found.clips[split][label]:>12}" for split in splits))
+    say(f"{'clips':<12}" + "".join(f"{sum(found.clips[split].values()):>12}" for split in splits))
+    say(f"{'speakers':<12}" + "".join(f"{found.speakers[split]:>12}" for split in splits))
+    say()
+    say(f"split by {'the lists' if found.has_lists else 'a hash of the speaker (no lists here)'}")
+    if found.moved:
+        say(f"{found.moved} clips follow their speaker into another split than the lists say")
+    if found.both_lists:
+        say(f"{len(found.both_lists)} speakers are in both lists and count as test: {', '.join(found.both_lists[:5])}")
+    say(f"background noise: {found.noise_s:.0f} s; _silence_ is cut from it")
+    for title, names in (
+        ("shorter than a second (padded)", found.short),
+        ("silent (never above -54 dBFS)", found.silent),
+        ("clipped (16 samples or more at full scale)", found.clipped),
+    ):
+        say(f"{title}: {len(names)}" + _examples(list(names)))
+    say(f"not usable: {len(found.unreadable)}")
+    for item in found.unreadable[:20]:
+        say(f"  {item.path}: {item.reason}")
+    if len(found.unreadable) > 20:
+        say(f"  and {len(found.unreadable) - 20} more (--json lists all)")
+
+
+def _examples(names: list[Any]) -> str:
+    return f", e.g. {', '.join(map(str, names[:3]))}" if names else ""

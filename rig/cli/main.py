@@ -15,6 +15,9 @@ import edge
 from edge.errors import EXIT_STOPPED, EXIT_USAGE, EarshotError
 from rig.cli.console import print_error, say
 
+# What typer makes of Ctrl-C.
+TYPER_INTERRUPTED = 130
+
 # command -> (module, summary). Each module has one typer ``app``.
 COMMANDS = {
     "data": ("rig.cli.data", "Fetch and check data sets."),
@@ -83,8 +86,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        print_error("stopped by the operator")
-        sys.exit(EXIT_STOPPED)
+        code = TYPER_INTERRUPTED
     except ClickException as error:
         if message := error.format_message():
             print_error(f"{message} (see --help)")
@@ -92,6 +94,9 @@ def main() -> None:
     except EarshotError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
+    if code == TYPER_INTERRUPTED:
+        print_error("stopped by the operator; a session goes on with 'earshot session resume'")
+        sys.exit(EXIT_STOPPED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

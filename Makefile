@@ -32,7 +32,7 @@ check: setup ## lint, format, types, layers, examples in the documents; changes 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q tests/boundaries/test_docs_examples.py
 
 test: setup setup-system check ## check, then all tests (those that need hours: make soak)

@@ -14,10 +14,10 @@ from torch import nn
 import edge  # noqa: F401 - switches onnxruntime's telemetry off before its first import
 from edge.errors import ThresholdError
 from export.onnx_graph import INPUT, OUTPUT
-from export.twin import Twin, scores_by_numpy
+from firmware_models.progress import Progress, silent
 
 FP32_MAX_ABS = 1e-4
-INT8_MIN_AGREEMENT = 0.995
+MIN_LABELS_EQUAL = 0.995
 MAX_DROP = 0.01
 _BATCH = 64
 
@@ -40,25 +40,28 @@ class Agreement:
         return asdict(self)
 
 
-def graph_scores(model: ModelProto, pcm: Floats, *, threads: int = 1) -> Floats:
-    """What onnxruntime gives for clips (n, samples): float32 (n, classes)."""
+def graph_scores(model: ModelProto, pcm: Floats, *, progress: Progress = silent, note: str = "") -> Floats:
+    """What onnxruntime gives on one thread for clips (n, samples): float32 (n, classes)."""
     import onnxruntime as ort  # noqa: PLC0415 - half a second
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    parts = [
-        session.run([OUTPUT], {INPUT: np.ascontiguousarray(pcm[start : start + _BATCH])})[0]
-        for start in range(0, len(pcm), _BATCH)
-    ]
+    parts: list[Floats] = []
+    for start in range(0, len(pcm), _BATCH):
+        parts.append(session.run([OUTPUT], {INPUT: np.ascontiguousarray(pcm[start : start + _BATCH])})[0])
+        progress(min(start + _BATCH, len(pcm)), len(pcm), note)
     return np.concatenate(parts)
 
 
-def torch_scores(model: nn.Module, pcm: Floats) -> Floats:
+def torch_scores(model: nn.Module, pcm: Floats, *, progress: Progress = silent, note: str = "") -> Floats:
     """What a torch module in evaluation mode gives for clips (n, samples): float32 (n, classes)."""
+    parts: list[Floats] = []
     with torch.inference_mode():
-        parts = [model(torch.from_numpy(pcm[start : start + _BATCH])).numpy() for start in range(0, len(pcm), _BATCH)]
+        for start in range(0, len(pcm), _BATCH):
+            parts.append(model(torch.from_numpy(pcm[start : start + _BATCH])).float().numpy())
+            progress(min(start + _BATCH, len(pcm)), len(pcm), note)
     return np.concatenate(parts)
 
 
@@ -69,46 +72,46 @@ def agreement(a: Floats, b: Floats) -> Agreement:
     return Agreement(clips=len(a), max_abs=worst, labels_equal=float(np.mean(a.argmax(1) == b.argmax(1))))
 
 
-def check_fp32(model: nn.Module, graph: ModelProto, pcm: Floats) -> Agreement:
-    """Hold the FP32 graph against the checkpoint it was exported from.
+def check_logits(by_onnxruntime: Floats, by_torch: Floats, *, limit: float = FP32_MAX_ABS) -> Agreement:
+    """Hold the scores of the FP32 graph against those of the checkpoint it was exported from.
 
     Raises:
-        ThresholdError: a score differs by more than 1e-4.
+        ThresholdError: a score differs by more than ``limit``.
     """
-    found = agreement(graph_scores(graph, pcm), torch_scores(model.eval(), pcm))
-    if found.max_abs > FP32_MAX_ABS:
+    found = agreement(by_onnxruntime, by_torch)
+    if found.max_abs > limit:
         raise ThresholdError(
-            f"FP32 scores of onnxruntime and torch differ by {found.max_abs:.3g} over {found.clips} clips, the "
-            f"limit is {FP32_MAX_ABS:g}: nothing was packed"
+            f"FP32 scores of onnxruntime and torch differ by {found.max_abs:.3g} over {found.clips} clips, "
+            f"the limit is {limit:g}: nothing was packed"
         )
     return found
 
 
-def check_twin(graph: ModelProto, pcm: Floats, *, min_agreement: float = INT8_MIN_AGREEMENT) -> Agreement:
-    """Hold a graph, quantised or not, against its twin.
+def check_labels(by_onnxruntime: Floats, by_twin: Floats, *, limit: float = MIN_LABELS_EQUAL) -> Agreement:
+    """Hold the scores of a graph, quantised or not, against those of its twin.
 
     Raises:
-        ThresholdError: labels are equal on fewer than 99.5 % of the clips.
+        ThresholdError: labels are equal on a smaller share of the clips than ``limit``.
     """
-    found = agreement(graph_scores(graph, pcm), scores_by_numpy(Twin(graph), pcm))
-    if found.labels_equal < min_agreement:
+    found = agreement(by_onnxruntime, by_twin)
+    if found.labels_equal < limit:
         raise ThresholdError(
-            f"onnxruntime and the twin give the same label for {found.labels_equal:.2%} of {found.clips} clips, the "
-            f"limit is {min_agreement:.1%}: nothing was packed"
+            f"onnxruntime and the twin give the same label for {found.labels_equal:.2%} of {found.clips} clips, "
+            f"the limit is {limit:.1%}: nothing was packed"
         )
     return found
 
 
-def check_drop(fp32_top1: float, quantised_top1: float, *, n: int, max_drop: float = MAX_DROP) -> float:
+def check_drop(fp32_top1: float, quantised_top1: float, *, n: int, limit: float = MAX_DROP) -> float:
     """The accuracy lost by quantisation, as a share (0.01 is one point).
 
     Raises:
-        ThresholdError: more than ``max_drop`` is lost.
+        ThresholdError: more than ``limit`` is lost.
     """
     drop = fp32_top1 - quantised_top1
-    if drop > max_drop:
+    if drop > limit:
         raise ThresholdError(
             f"quantisation costs {100 * drop:.2f} points of top-1 ({fp32_top1:.2%} to {quantised_top1:.2%}, n = {n}), "
-            f"the limit is {100 * max_drop:g}: try another --method, or more calibration clips; nothing was packed"
+            f"the limit is {100 * limit:g}: try another --method or more clips; nothing was packed"
         )
     return drop

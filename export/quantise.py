@@ -6,8 +6,12 @@ channel (U8S8), Q/DQ form with standard operators only. The front end stays in F
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,24 +86,36 @@ def quantise_int8(
     with tempfile.TemporaryDirectory(prefix="earshot-quantise-") as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
-        quantize_static(
-            source,
-            target,
-            _reader(pcm, progress),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=settings.per_channel,
-            reduce_range=settings.reduce_range,
-            nodes_to_exclude=front_end_nodes(model),
-            calibrate_method=methods[settings.method],
-            extra_options=options,
-        )
+        with _quiet():
+            quantize_static(
+                source,
+                target,
+                _reader(pcm, progress),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=settings.per_channel,
+                reduce_range=settings.reduce_range,
+                nodes_to_exclude=front_end_nodes(model),
+                calibrate_method=methods[settings.method],
+                extra_options=options,
+            )
         quantised = onnx.load(target)
     _strip(quantised, model)
     _keep_scores(quantised)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser advises a preprocessing that the export has done, and prints while it calibrates."""
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _reader(pcm: npt.NDArray[np.float32], progress: Progress) -> Any:

@@ -214,10 +214,3 @@ def _with_last_uses(steps: list[_Step], *, keep: str) -> tuple[_Step, ...]:
         seen.update(fresh)
         result.append(_Step(step.compute, step.inputs, step.output, fresh))
     return tuple(reversed(result))
-
-
-def scores_by_numpy(twin: Twin, pcm: npt.NDArray[np.float32], *, batch: int = 64) -> npt.NDArray[np.float32]:
-    """Scores (n, classes) of clips (n, samples) without gradients, in batches."""
-    with torch.inference_mode():
-        parts = [twin(torch.from_numpy(pcm[start : start + batch])).numpy() for start in range(0, len(pcm), batch)]
-    return np.concatenate(parts).astype(np.float32)

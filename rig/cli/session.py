@@ -95,11 +95,12 @@ def make_setup(device: str, broker: str, listen: str) -> Setup:
         UsageError: a value has the wrong form.
     """
     from rig.session import Setup
-    from rig.session.stage import parse_device
+    from rig.session.stage import parse_broker, parse_device
 
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"--listen {listen!r}: use HOST:PORT, e.g. 0.0.0.0:7000")
+    parse_broker(broker)
     if device != "local":
         parse_device(device)
     return Setup(device=device, broker=broker, sound_host=host.strip("[]"), sound_port=int(port))

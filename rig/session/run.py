@@ -329,9 +329,10 @@ def resume(
             return
         material = load_material()
         _check_unchanged(folder, journal, material)
-        material.crafter.prepare(material.conditions, progress=crafting)
         samples = Samples(folder, material, journal.trials())
+        # The stage first: a dead broker is told in a second, not after minutes of crafting.
         with Stage(material, setup or Setup(**meta["setup"]), folder) as stage:
+            material.crafter.prepare(material.conditions, progress=crafting)
             _Runner(material, journal, stage, samples, playing).run()
 
 

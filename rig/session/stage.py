@@ -115,13 +115,10 @@ class Stage:
         self._wait_until_ready()
 
     def _open_broker(self) -> BrokerUrl:
-        text = self._setup.broker
-        if text != "embedded" and not text.startswith("embedded:"):
-            return BrokerUrl.parse(text)
-        port = text.removeprefix("embedded").removeprefix(":") or "0"
-        if not port.isdigit() or int(port) > 65535:
-            raise UsageError(f"broker {text!r}: use embedded, embedded:PORT (1 to 65535) or mqtt://HOST:PORT")
-        return self._stack.enter_context(EmbeddedBroker(port=int(port))).url
+        wanted = parse_broker(self._setup.broker)
+        if isinstance(wanted, int):
+            return self._stack.enter_context(EmbeddedBroker(port=wanted)).url
+        return wanted
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -215,6 +212,23 @@ class Stage:
             )
         time.sleep(RESTART_PAUSE_S)
         device.process.start()
+
+
+def parse_broker(text: str) -> BrokerUrl | int:
+    """Read ``embedded``, ``embedded:PORT`` or a broker's URL.
+
+    Returns:
+        the URL, or the port for the embedded broker (0 = any free one).
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text != "embedded" and not text.startswith("embedded:"):
+        return BrokerUrl.parse(text)
+    port = text.removeprefix("embedded").removeprefix(":") or "0"
+    if not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"broker {text!r}: use embedded, embedded:PORT (1 to 65535) or mqtt://HOST:PORT")
+    return int(port)
 
 
 def parse_device(text: str) -> tuple[BrokerUrl, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -10,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +23,8 @@ from edge.messages import check_name
 
 log = logging.getLogger(__name__)
 
+# From malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MICROPHONE_HELP = "sounddevice[:NAME], file:PATH[?loop], socket:HOST:PORT or socket:unix:PATH"
 _BROKER_HELP = f"mqtt://[USER@]HOST[:PORT] or mqtts://...; password in {PASSWORD_VARIABLE} or {PASSWORD_FILE_VARIABLE}"
 
@@ -90,24 +95,30 @@ def _check(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> int:
     _check(options)
     _start_logging(options.log_level)
-    stop = threading.Event()
-    if options.exit_on_stdin_eof:
-        _watch_stdin(stop)
     url = BrokerUrl.parse(options.broker)
-    # numpy's BLAS would start a thread per core and is not used.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _save_memory()
 
     # Imported late: --help and wrong arguments need not wait for numpy and onnxruntime.
-    from edge.bundle import read_bundle  # noqa: PLC0415
+    from edge.apart import apart  # noqa: PLC0415
+    from edge.bundle import Bundle, read_bundle  # noqa: PLC0415
     from edge.classifier import Classifier  # noqa: PLC0415
     from edge.device import Device  # noqa: PLC0415
     from edge.microphones.opening import microphone  # noqa: PLC0415
-    from edge.signing import load_public_key  # noqa: PLC0415
     from edge.state_folder import claimed, default_state_dir  # noqa: PLC0415
 
-    bundle = read_bundle(options.bundle, trusted=[load_public_key(path) for path in options.trust])
+    def verified() -> Bundle:
+        from edge.signing import load_public_key  # noqa: PLC0415
+
+        return read_bundle(options.bundle, trusted=[load_public_key(path) for path in options.trust])
+
+    bundle = apart(verified)
+    stop = threading.Event()
+    if options.exit_on_stdin_eof:
+        _watch_stdin(stop)
     classifier = Classifier(bundle, threads=options.threads)
     difference = classifier.check_golden()
+    # onnxruntime has made its own of the graph.
+    bundle = replace(bundle, model=b"")
     manifest = bundle.manifest
     log.info(
         "bundle %s version %d (%s), signed by %s, golden vectors within %.2g",
@@ -136,6 +147,18 @@ def _run(options: argparse.Namespace) -> int:
         device.run(stop, connect_timeout_s=options.connect_timeout)
     log.info("stopped")
     return EXIT_BUG if _broken_threads else EXIT_OK
+
+
+def _save_memory() -> None:
+    """Settings that must be made before numpy and onnxruntime are imported."""
+    # numpy's BLAS would start a thread per core and is not used.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # glibc keeps a heap per thread, and what was needed only to start; other C libraries have no such setting.
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 64 << 10)
+        mallopt(_M_TRIM_THRESHOLD, 128 << 10)
 
 
 _broken_threads: list[str] = []
@@ -178,7 +201,7 @@ def _start_logging(level: str) -> None:
 
 def _doctor(options: argparse.Namespace) -> int:
     _check(options)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _save_memory()
 
     from edge.doctor import examine, exit_code  # noqa: PLC0415 - as above
 

@@ -150,6 +150,11 @@ def wait_until(holds: Callable[[], bool], timeout_s: float, complaint: Callable[
         time.sleep(0.02)
 
 
+@pytest.fixture(name="free_port")
+def _free_port() -> Callable[[], int]:
+    return free_port
+
+
 @pytest.fixture(name="wait_until")
 def _wait_until() -> Callable[..., None]:
     return wait_until

@@ -8,12 +8,11 @@ from __future__ import annotations
 from edge.errors import PlanError
 from rig.airs.digital import DigitalAir
 from rig.airs.protocol import Air, Rendering
-from rig.airs.room import RoomAir
 from rig.plan import Plan
 
 AIRS = ("digital", "room")
 
-__all__ = ["AIRS", "Air", "DigitalAir", "Rendering", "RoomAir", "open_air"]
+__all__ = ["AIRS", "Air", "DigitalAir", "Rendering", "open_air"]
 
 
 def open_air(name: str, plan: Plan, *, rate_hz: int, window_samples: int) -> Air:
@@ -27,5 +26,7 @@ def open_air(name: str, plan: Plan, *, rate_hz: int, window_samples: int) -> Air
     if name == "room":
         if plan.room is None:
             raise PlanError(f"plan {plan.name}: the room air needs 'room' with size_m, rt60_s and positions")
+        from rig.airs.room import RoomAir  # noqa: PLC0415 - pyroomacoustics takes a second
+
         return RoomAir(plan.room, rate_hz=rate_hz, window_samples=window_samples, seed=plan.seed)
     raise PlanError(f"air {name!r}: choose one of {', '.join(AIRS)}")

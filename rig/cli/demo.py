@@ -31,8 +31,8 @@ def demo(
     """Attack the shipped FP32 and INT8 models, on a device process, in the digital air and in a simulated room."""
     from rig.cli.plan import outline_plan, print_outline
     from rig.cli.session import print_summary, run_plan
-    from rig.report import write_report
-    from rig.session import Setup
+    from rig.report.write import write_report
+    from rig.session.prepare import Setup
 
     folder = out or Path("runs") / f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     if (folder / "summary.json").exists():

@@ -20,7 +20,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write summary.json, results.parquet and report.html of one or more sessions."""
-    from rig.report import write_report
+    from rig.report.write import write_report
 
     summary = write_report(folders, out, name=name)
     if as_json:

@@ -14,8 +14,8 @@ from rig.cli.console import print_json, progress, say
 from rig.cli.plan import outline_plan, print_outline
 
 if TYPE_CHECKING:
-    from rig.report import Row, Summary
-    from rig.session import Setup
+    from rig.report.summary import Row, Summary
+    from rig.session.prepare import Setup
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Run, resume and show sessions.")
 
@@ -79,7 +79,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Print the rates of a session, finished or not."""
-    from rig.report import summarise
+    from rig.report.summary import summarise
 
     summary = summarise([folder])
     if as_json:
@@ -94,7 +94,7 @@ def make_setup(device: str, broker: str, listen: str) -> Setup:
     Raises:
         UsageError: a value has the wrong form.
     """
-    from rig.session import Setup
+    from rig.session.prepare import Setup
     from rig.session.stage import parse_broker, parse_device
 
     host, _, port = listen.rpartition(":")
@@ -109,7 +109,8 @@ def make_setup(device: str, broker: str, listen: str) -> Setup:
 def run_plan(plan: Path, air: str, folder: Path, setup: Setup, *, quiet: bool) -> Summary:
     """Create a session and run it to its end."""
     from rig.plan import load
-    from rig.session import create, material
+    from rig.session import material
+    from rig.session.prepare import create
 
     loaded_plan = load(plan)
     with progress("reading clips", enabled=not quiet) as reading:
@@ -122,9 +123,10 @@ def continue_session(folder: Path, setup: Setup, *, quiet: bool) -> Summary:
     """Run what is open of a session and write its report, also when it is interrupted."""
     from rig.journal import Journal
     from rig.plan import load
-    from rig.report import write_report
-    from rig.session import material, resume
+    from rig.report.write import write_report
+    from rig.session import material
     from rig.session.prepare import PLAN
+    from rig.session.run import resume
 
     with Journal(folder, read_only=True) as journal:
         air = journal.meta()["air"]

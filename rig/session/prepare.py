@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -18,7 +19,9 @@ from edge.errors import PlanError
 from rig import files, journal
 from rig.journal import Trial
 from rig.plan import MAX_TRIALS, Plan
-from rig.session.material import Material
+
+if TYPE_CHECKING:  # showing a session must not wait for torch
+    from rig.session.material import Material
 
 PLAN, STATION, AUDIO = "plan.yaml", "station.toml", "audio"
 RECORDED_PACKAGES = ("numpy", "onnxruntime", "torch", "pyroomacoustics", "scipy")

@@ -6,6 +6,7 @@ import base64
 import binascii
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
@@ -13,8 +14,10 @@ import soundfile
 from rig.airs.protocol import Pcm, Rendering
 from rig.journal import Trial
 from rig.plan import Condition
-from rig.session.material import Material
 from rig.session.prepare import AUDIO
+
+if TYPE_CHECKING:  # showing a session must not wait for torch
+    from rig.session.material import Material
 
 log = logging.getLogger(__name__)
 

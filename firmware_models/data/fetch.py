@@ -47,7 +47,6 @@ def fetch(
     downloads: Path | None = None,
     keep_archive: bool = False,
     progress: Progress = silent,
-    unpack_progress: Progress = silent,
 ) -> int:
     """Download ``archive`` unless it has arrived before, verify it, and unpack it into the new folder ``out``.
 
@@ -74,7 +73,7 @@ def fetch(
         raise DataError(f"{archive.url}: the checksum is not {archive.sha256}; what arrived was removed") from None
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    _unpack(path, out, limit_bytes=2 * archive.unpacked_bytes, total_bytes=archive.size_bytes, progress=unpack_progress)
+    _unpack(path, out, limit_bytes=2 * archive.unpacked_bytes, total_bytes=archive.size_bytes, progress=progress)
     if not keep_archive:
         path.unlink()
     return len(scan(out).entries)

@@ -43,8 +43,8 @@ def fetch(
         say(f"would download {archive.url} ({archive.size_bytes / 1e9:.1f} GB, {archive.licence})")
         say(f"and unpack it into {out} (about {archive.unpacked_bytes / 1e9:.0f} GB); nothing was written")
         return
-    with progress(f"fetching {name}", enabled=not as_json) as got, progress("unpacking", enabled=False) as unpacked:
-        clips = fetch_archive(archive, out, keep_archive=keep_archive, progress=got, unpack_progress=unpacked)
+    with progress(f"fetching {name}", enabled=not as_json) as report:
+        clips = fetch_archive(archive, out, keep_archive=keep_archive, progress=report)
     if as_json:
         print_json({**plan, "out": str(out), "clips": clips})
         return

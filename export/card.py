@@ -14,9 +14,9 @@ SPEECH_COMMANDS = (
 WIDTHS = {
     32: "Weights and activations are 32-bit floating point, and the CPU computes in 32-bit floating point.",
     8: (
-        "Weights are signed 8-bit per output channel, activations unsigned 8-bit per tensor, biases 32-bit integers. "
-        "onnxruntime's CPU provider multiplies 8-bit integers and adds in 32 bits. The log-mel front end and the "
-        "scores stay in 32-bit floating point."
+        "Weights are signed 8-bit per output channel (within +-64, so that processors with and without VNNI agree), "
+        "activations unsigned 8-bit per tensor, biases 32-bit integers. onnxruntime's CPU provider multiplies 8-bit "
+        "integers and adds in 32 bits. The log-mel front end and the scores stay in 32-bit floating point."
     ),
 }
 

@@ -7,7 +7,9 @@ channel (U8S8), Q/DQ form with standard operators only. The front end stays in F
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import itertools
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -35,7 +37,8 @@ class QuantisationSettings(BaseModel):
     """How ranges are chosen.
 
     ``method`` turns what calibration saw into a range: ``minmax`` keeps every value, ``percentile`` cuts the rarest,
-    ``entropy`` weighs both. ``reduce_range`` keeps weights within 7 bits.
+    ``entropy`` weighs both. ``reduce_range`` keeps weights within +-64: x86 processors without VNNI add two products
+    in 16 saturating bits, and with weights up to 127 they compute other scores (0.5 apart, on an LMS) than all others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +46,7 @@ class QuantisationSettings(BaseModel):
     method: Method = "minmax"
     percentile: float = Field(default=99.999, gt=50, le=100)
     per_channel: bool = True
-    reduce_range: bool = False
+    reduce_range: bool = True
 
 
 def quantise_int8(
@@ -85,7 +88,7 @@ def quantise_int8(
         options["CalibPercentile"] = settings.percentile
     with tempfile.TemporaryDirectory(prefix="earshot-quantise-") as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(model, source)
+        onnx.save(_relu_first(model), source)
         with _quiet():
             quantize_static(
                 source,
@@ -135,6 +138,24 @@ def _reader(pcm: npt.NDArray[np.float32], progress: Progress) -> Any:
             return next(self._batches, None)
 
     return Reader()
+
+
+def _relu_first(model: ModelProto) -> ModelProto:
+    """Move Relu before MaxPool, which changes nothing but the grid: no step is spent on what Relu would cut off."""
+    model = copy.deepcopy(model)
+    nodes = list(model.graph.node)
+    for place, (pool, relu) in enumerate(itertools.pairwise(nodes)):
+        if (pool.op_type, relu.op_type) != ("MaxPool", "Relu") or relu.input[0] != pool.output[0]:
+            continue
+        if sum(pool.output[0] in node.input for node in nodes) > 1:
+            continue
+        source, between, target = pool.input[0], pool.output[0], relu.output[0]
+        relu.input[0], relu.output[0] = source, between
+        pool.input[0], pool.output[0] = between, target
+        nodes[place], nodes[place + 1] = relu, pool
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 def _keep_scores(model: ModelProto) -> None:

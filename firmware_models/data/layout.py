@@ -81,43 +81,27 @@ def scan(root: Path) -> Layout:
             f"{root}: no clips here; expected <word>/<speaker>_nohash_<n>.wav or .flac "
             "(get them with: earshot data fetch speech-commands --out DIR)"
         )
-    skipped: list[Skipped] = []
-    seen: dict[str, str] = {}
-    for path in sorted(files):
-        stem = path.rsplit(".", 1)[0]
-        if stem in seen:
-            skipped.append(Skipped(path, f"the same clip as {seen[stem]}"))
-            del files[path]
-        else:
-            seen[stem] = path
+    skipped = _drop_duplicates(files)
     listed = {split: _read_list(root / name) for split, name in LISTS.items()}
     has_lists = any(names is not None for names in listed.values())
     by_list = {stem: split for split, names in listed.items() for stem in names or ()}
     speakers = {path: _speaker(path) for path in files}
-    split_of = _splits_of_speakers(speakers, by_list, has_lists=has_lists)
-    both = Counter(
-        speaker
-        for speaker, _ in {
-            (s, by_list[p.rsplit(".", 1)[0]]) for p, s in speakers.items() if p.rsplit(".", 1)[0] in by_list
-        }
-    )
-    entries = []
-    moved = 0
-    for path in sorted(files):
-        speaker = speakers[path]
-        split = split_of[speaker]
-        moved += has_lists and split != by_list.get(path.rsplit(".", 1)[0], "train")
-        size_bytes, mtime_ns = files[path]
-        entries.append(Entry(path, path.split("/", 1)[0], speaker, split, size_bytes, mtime_ns))
-    noises = sorted(p for p in (root / BACKGROUND).glob("*") if p.suffix.lower() in SUFFIXES)
+    named = {(speaker, by_list[_stem(path)]) for path, speaker in speakers.items() if _stem(path) in by_list}
+    lists_of = Counter(speaker for speaker, _ in named)
+    split_of = _splits_of_speakers(set(speakers.values()), named, has_lists=has_lists)
+    entries = [
+        Entry(path, path.split("/", 1)[0], speakers[path], split_of[speakers[path]], *files[path])
+        for path in sorted(files)
+    ]
+    moved = sum(has_lists and entry.split != by_list.get(_stem(entry.path), "train") for entry in entries)
     return Layout(
         root=root,
         entries=tuple(entries),
-        noises=tuple(noises),
+        noises=tuple(sorted(p for p in (root / BACKGROUND).glob("*") if p.suffix.lower() in SUFFIXES)),
         skipped=tuple(skipped),
         has_lists=has_lists,
         moved=moved,
-        both_lists=tuple(sorted(speaker for speaker, count in both.items() if count > 1)),
+        both_lists=tuple(sorted(speaker for speaker, count in lists_of.items() if count > 1)),
     )
 
 
@@ -130,13 +114,25 @@ def split_by_hash(speaker: str) -> str:
     return "test" if percent < VALIDATION_PERCENT + TEST_PERCENT else "train"
 
 
-def _splits_of_speakers(speakers: dict[str, str], by_list: dict[str, str], *, has_lists: bool) -> dict[str, str]:
+def _splits_of_speakers(speakers: set[str], named: set[tuple[str, str]], *, has_lists: bool) -> dict[str, str]:
     if not has_lists:
-        return {speaker: split_by_hash(speaker) for speaker in set(speakers.values())}
-    split_of = dict.fromkeys(speakers.values(), "train")
+        return {speaker: split_by_hash(speaker) for speaker in speakers}
+    split_of = dict.fromkeys(speakers, "train")
     for wanted in ("validation", "test"):  # the later wins
-        split_of.update({s: wanted for p, s in speakers.items() if by_list.get(p.rsplit(".", 1)[0]) == wanted})
+        split_of.update({speaker: split for speaker, split in named if split == wanted})
     return split_of
+
+
+def _drop_duplicates(files: dict[str, tuple[int, int]]) -> list[Skipped]:
+    """Leave out of ``files`` what is there twice, as WAV and as FLAC."""
+    skipped = []
+    first: dict[str, str] = {}
+    for path in sorted(files):
+        kept = first.setdefault(_stem(path), path)
+        if kept != path:
+            skipped.append(Skipped(path, f"the same clip as {kept}"))
+            del files[path]
+    return skipped
 
 
 def _files(root: Path) -> dict[str, tuple[int, int]]:
@@ -161,6 +157,9 @@ def _read_list(path: Path) -> set[str] | None:
     return {line.strip().replace("\\", "/").rsplit(".", 1)[0] for line in lines if line.strip()}
 
 
+def _stem(path: str) -> str:
+    return path.rsplit(".", 1)[0]
+
+
 def _speaker(path: str) -> str:
-    stem = path.split("/", 1)[1].rsplit(".", 1)[0]
-    return re.sub(r"_nohash_.*$", "", stem)
+    return re.sub(r"_nohash_.*$", "", _stem(path.split("/", 1)[1]))

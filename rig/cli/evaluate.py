@@ -73,8 +73,8 @@ def _open(path: Path, trust: list[Path], threads: int) -> tuple[Scorer, tuple[st
         raise UsageError(f"{path}: no such bundle")
     import torch
 
+    from firmware_models.scoring import torch_scorer
     from firmware_models.training.checkpoint import load_checkpoint
-    from firmware_models.training.loop import torch_scorer
 
     torch.set_num_threads(threads)
     checkpoint, info = load_checkpoint(path)

@@ -11,8 +11,8 @@ from edge.errors import UsageError
 from rig.cli.console import print_json, progress, say
 
 if TYPE_CHECKING:
-    from firmware_models.training.loop import Material
     from firmware_models.training.recipe import Recipe
+    from firmware_models.training.run import Material
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -60,7 +60,7 @@ def train(
 
 def _read(data: Path, synthetic: Path | None, recipe: Recipe, *, quiet: bool) -> Material:
     from firmware_models.data import load, load_noises
-    from firmware_models.training.loop import Material
+    from firmware_models.training.run import Material
 
     if recipe.sampling.synthetic_share and synthetic is None:
         raise UsageError(

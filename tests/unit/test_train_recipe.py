@@ -7,8 +7,8 @@ import pytest
 from edge.errors import UsageError
 from firmware_models.architectures import build
 from firmware_models.data import LABELS
-from firmware_models.training.loop import learning_rate
 from firmware_models.training.recipe import SHIPPED, Recipe, load_recipe
+from firmware_models.training.run import learning_rate
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)

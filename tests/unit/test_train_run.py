@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from edge.errors import UsageError
 from firmware_models.architectures import build
 from firmware_models.data import LABELS, load
+from firmware_models.scoring import torch_scorer
 from firmware_models.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
-from firmware_models.training.loop import Material, torch_scorer, train
+from firmware_models.training.loop import train
 from firmware_models.training.recipe import Augmentation, Recipe
+from firmware_models.training.run import Material
 from rig.cli.main import main
 
 CLIPS = Path(__file__).resolve().parents[2] / "firmware_models/zoo/clips"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 import sys
@@ -228,3 +230,45 @@ def test_a_card_that_is_not_there_is_one_line() -> None:
         pytest.skip("PortAudio is missing: apt-get install libportaudio2")
     with pytest.raises(UnavailableError, match="no such input device"):
         microphone("sounddevice:no card has this name", RATE_HZ)
+
+
+ALSA_CARD = """
+pcm.earshot_null { type null hint { show on description "null" } }
+pcm.earshot { type file slave.pcm "earshot_null" file "/dev/null" infile "%s" format "raw" hint { show on } }
+"""
+RECORD = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+from edge.microphones.opening import microphone
+source = microphone("sounddevice:earshot", 16000)
+source.open()
+pcm = source.read()
+time.sleep(1)
+while source.xruns == 0: source.read()
+source.close()
+source.close()
+print(json.dumps({"name": source.name, "pcm": pcm.tolist(), "dtype": str(pcm.dtype), "xruns": source.xruns}))
+"""
+
+
+def test_portaudio_delivers_what_the_card_records_and_counts_what_was_lost(tmp_path: Path) -> None:
+    """ALSA's file plug-in is a card that runs as fast as it can, so a reader that sleeps must see overruns."""
+    system = Path("/usr/share/alsa/alsa.conf")
+    if not system.is_file():
+        pytest.skip("PortAudio is missing: apt-get install libportaudio2")
+    pcm = np.random.default_rng(0).integers(-32768, 32767, 100_000).astype(np.int16)
+    (tmp_path / "clip.raw").write_bytes(pcm.tobytes())
+    (tmp_path / "alsa.conf").write_text(ALSA_CARD % (tmp_path / "clip.raw"))
+    environment = {**os.environ, "ALSA_CONFIG_PATH": f"{system}:{tmp_path / 'alsa.conf'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", RECORD, str(ROOT)],
+        capture_output=True, text=True, check=False, env=environment, timeout=60,
+    )  # fmt: skip
+    if "PortAudio is missing" in done.stderr:
+        pytest.skip("PortAudio is missing: apt-get install libportaudio2")
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert (seen["name"], seen["dtype"]) == ("sounddevice:earshot", "int16")
+    assert len(seen["pcm"]) > 0
+    assert seen["pcm"] == pcm[: len(seen["pcm"])].tolist()
+    assert seen["xruns"] > 0

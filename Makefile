@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-VENV ?= .venv
+VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 export VENV
@@ -45,5 +45,6 @@ soak: setup setup-system ## kill, fuzz and load runs in full size
 	$(BIN)/pytest -m soak $(ARGS)
 
 clean: ## remove the environment, caches and build products; keeps sessions and runs
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ import pytest
 from edge import errors, messages
 from edge.container import ORDER
 from rig.airs import AIRS
-from rig.report import Row
+from rig.report.summary import Row
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
 

@@ -159,10 +159,11 @@ def _explained(path: Path) -> Iterator[None]:
 def _opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
     # A named pipe would block the open, and a device file has no size.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise BundleError("not a file: give the path of a NAME.earshot")
     with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError("not a file: give the path of a NAME.earshot")
         if status.st_size > container.MAX_BYTES:
             raise BundleError(f"{status.st_size} bytes exceed the limit of {container.MAX_BYTES}")
         yield file, status.st_size

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
 
 from edge.broker_url import BrokerUrl
 from edge.messages import Message, State, topic
+from edge.mqtt_client import new_client
 
 log = logging.getLogger(__name__)
 
@@ -50,20 +49,12 @@ class Link:
         self._on_ready = on_ready
         self._failures = 0
         self._command_topic = topic(device, "command", "+")
-        # The same id for every boot: a broker that still holds the connection of a device that lost its power ends it
-        # now, and does not publish that one's will after this one is online.
-        self._client = client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=f"earshot-{device}", clean_session=True, protocol=mqtt.MQTTv311
-        )
-        if url.user is not None:
-            client.username_pw_set(url.user, url.password())
-        if url.scheme == "mqtts":
-            ca_file = url.ca_file()
-            client.tls_set(ca_certs=None if ca_file is None else str(ca_file))
+        # Its id is the same for every boot: a broker that still holds the connection of a device that lost its power
+        # ends it now, and does not publish that one's will after this one is online.
+        self._client = client = new_client(url, f"earshot-{device}")
         client.max_inflight_messages_set(_IN_FLIGHT)
         client.max_queued_messages_set(_QUEUED)
         client.will_set(topic(device, "state"), self._state("lost").to_json(), qos=1, retain=True)
-        client.on_socket_open = self._socket_opened
         client.on_connect = self._connected
         client.on_connect_fail = self._not_reached
         client.on_subscribe = self._subscribed
@@ -96,19 +87,17 @@ class Link:
                 info.wait_for_publish(timeout_s)
             except (RuntimeError, ValueError):
                 log.debug("the broker went away before it heard that this device stopped")
-        self._client.disconnect()
-        self._client.loop_stop()
+            self._client.disconnect()
+            self._client.loop_stop()
+        else:
+            # Its thread may be in the middle of an attempt to connect: it is not waited for, and does not try again.
+            self._client.disconnect()
 
     def _set_delay(self) -> None:
         longest_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2 ** min(self._failures, 10))
         delay_s = longest_s * random.uniform(0.5, 1.0)
         # paho doubles its delay itself, but without chance in it: it is told the delay anew each time.
         self._client.reconnect_delay_set(delay_s, delay_s)
-
-    def _socket_opened(self, client: mqtt.Client, userdata: Any, sock: Any) -> None:
-        # Without it small messages wait 40 ms for the acknowledgement of the one before.
-        if sock.family in {socket.AF_INET, socket.AF_INET6}:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _connected(self, client: mqtt.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:

@@ -18,9 +18,10 @@ class Predictor:
     """Classifies one window at a time, so that ``latency_ms`` is what one window costs, and numbers the results."""
 
     def __init__(self, device: str, boot_id: str, bundle: Bundle, classifier: Classifier) -> None:
+        self.boot_id = boot_id
+        self.bundle_sha256 = bundle.sha256
         self._device = device
-        self._boot_id = boot_id
-        self._bundle = bundle
+        self._labels = bundle.manifest.labels
         self._classifier = classifier
         self._seq = 0
 
@@ -39,7 +40,7 @@ class Predictor:
             raise DataError("the model gave a score that is not finite")
         prediction = Prediction(
             device=self._device,
-            boot_id=self._boot_id,
+            boot_id=self.boot_id,
             seq=self._seq,
             session_id=None if command is None else command.session_id,
             trial_id=None if command is None else command.trial_id,
@@ -48,10 +49,10 @@ class Predictor:
             sample_index=sample_index,
             t_monotonic_ns=time.monotonic_ns(),
             t_utc_ns=time.time_ns(),
-            label=self._bundle.manifest.labels[int(scores.argmax())],
+            label=self._labels[int(scores.argmax())],
             scores=tuple(scores.tolist()),
             latency_ms=latency_ms,
-            bundle_sha256=self._bundle.sha256,
+            bundle_sha256=self.bundle_sha256,
             pcm_sha256=hashlib.sha256(pcm.astype("<i2", copy=False).tobytes()).hexdigest(),
             xruns=xruns,
         )

@@ -172,11 +172,25 @@ def mosquitto_program() -> str:
 
 
 @pytest.fixture
-def mosquitto(mosquitto_program: str, tmp_path: Path) -> Iterator[Mosquitto]:
-    broker = Mosquitto(mosquitto_program, tmp_path)
-    broker.start()
-    yield broker
-    broker.kill()
+def make_mosquitto(mosquitto_program: str, tmp_path: Path) -> Iterator[Callable[[str], Mosquitto]]:
+    """Makes running brokers; the argument holds more lines for the configuration file."""
+    brokers: list[Mosquitto] = []
+
+    def make(extra: str = "") -> Mosquitto:
+        folder = tmp_path / f"mosquitto-{len(brokers)}"
+        folder.mkdir()
+        brokers.append(Mosquitto(mosquitto_program, folder, extra))
+        brokers[-1].start()
+        return brokers[-1]
+
+    yield make
+    for broker in brokers:
+        broker.kill()
+
+
+@pytest.fixture
+def mosquitto(make_mosquitto: Callable[[str], Mosquitto]) -> Mosquitto:
+    return make_mosquitto("")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,10 +19,11 @@ import numpy as np
 import paho.mqtt.client as mqtt
 import pytest
 import soundfile
-from paho.mqtt.enums import CallbackAPIVersion
 
 from edge.audio_stream import AudioHeader
+from edge.broker_url import BrokerUrl
 from edge.messages import Acknowledge, Info, Level, Listen, Message, Prediction, Reply, State, parse, topic
+from edge.mqtt_client import new_client
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "bench"
@@ -54,12 +55,12 @@ class Rig:
         self.connection: socket.socket | None = None
         self.stream_id = ""
         self.sent = 0
-        client = self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv311)
+        broker = BrokerUrl.parse(url)
+        client = self._client = new_client(broker)
         client.reconnect_delay_set(1, 1)
         client.on_connect = lambda c, *_: c.subscribe(f"earshot/1/{NAME}/+", qos=1)
         client.on_message = self._on_message
-        host, _, port = url.removeprefix("mqtt://").partition(":")
-        client.connect(host, int(port))
+        client.connect(broker.host, broker.port)
         client.loop_start()
 
     def _on_message(self, client: Any, data: Any, message: mqtt.MQTTMessage) -> None:
@@ -376,115 +377,45 @@ def test_a_signal_stops_a_device_in_order(rig: Rig, start: Callable[..., Device]
     rig.wait(lambda: rig.all(State)[-1].status == "stopped")
 
 
-def _ended(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edge.cli", *arguments]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=environment,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
+@pytest.mark.parametrize("kills", [4, pytest.param(25, marks=pytest.mark.soak)])
+def test_kills_at_any_moment_give_each_trial_one_answer(rig: Rig, start: Callable[..., Device], kills: int) -> None:
+    """A rig that asks until it is answered, and a device that is killed again and again."""
+    generator = random.Random(kills)
+    answers: dict[str, set[tuple[str, int]]] = {}
+    taken = 0
 
+    def take() -> None:
+        nonlocal taken
+        predictions = rig.all(Prediction)
+        for each in predictions[taken:]:
+            answers.setdefault(each.trial_id, set()).add((each.boot_id, each.seq))
+            rig.acknowledge(each)
+        taken = len(predictions)
 
-def _one_line(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in done.stderr.splitlines() if " INFO " not in line and " WARNING " not in line]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("earshot-device: ")
-    return lines[0]
-
-
-def test_wrong_input_is_one_line_and_its_code(tiny_bundle: Any, tmp_path: Path) -> None:
-    altered = tmp_path / "altered.earshot"
-    data = bytearray(tiny_bundle.path.read_bytes())
-    data[len(data) // 2] ^= 1
-    altered.write_bytes(data)
-    base = {
-        "--bundle": str(tiny_bundle.path), "--trust": str(tiny_bundle.key), "--broker": "mqtt://127.0.0.1:1",
-        "--name": NAME, "--microphone": "socket:127.0.0.1:1", "--state-dir": str(tmp_path / "state"),
-        "--connect-timeout": "0.5",
-    }  # fmt: skip
-    (tmp_path / "file").write_text("")
-    wrong: list[tuple[str, str, int, str]] = [
-        ("--connect-timeout", "0.5", 4, "broker mqtt://127.0.0.1:1: cannot be reached"),
-        ("--bundle", str(altered), 2, "altered"),
-        ("--bundle", str(tmp_path / "absent.earshot"), 2, "absent.earshot"),
-        ("--trust", str(tmp_path / "absent.pub"), 2, "absent.pub"),
-        ("--broker", "http://lab", 2, "mqtt"),
-        ("--name", "Küche", 2, "device name"),
-        ("--microphone", "ear", 2, "sounddevice"),
-        ("--microphone", "file:/absent.wav", 2, "/absent.wav"),
-        ("--threads", "0", 2, "--threads 0"),
-        ("--threads", "many", 2, "--threads"),
-        ("--listen-continuously", "1", 2, "milliseconds"),
-        ("--connect-timeout", "-1", 2, "--connect-timeout"),
-        ("--state-dir", str(tmp_path / "file"), 4, "--state-dir"),
-        ("--no-such-option", "x", 2, "--help"),
-    ]
-    for option, value, code, complaint in wrong:
-        arguments = [text for pair in {**base, option: value}.items() for text in pair]
-        done = _ended("run", *arguments)
-        line = _one_line(done)
-        assert done.returncode == code, line
-        assert complaint in line
-
-
-def test_the_doctor_looks_at_everything(tiny_bundle: Any, mosquitto: Any, tmp_path: Path) -> None:
-    path = tmp_path / "clip.wav"
-    soundfile.write(path, LOUD, 16_000)
-    given = ["doctor", "--bundle", str(tiny_bundle.path), "--trust", str(tiny_bundle.key)]
-    full = [*given, "--broker", mosquitto.url, "--microphone", f"file:{path}"]
-    done = _ended(*full)
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [line[:4] for line in lines] == ["OK  "] * 6
-    assert "round trip" in lines[4]
-    done = _ended(*full, "--json")
-    findings = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
-    assert set(findings) == {"system", "Python", "bundle", "model", "broker", "microphone"}
-    assert findings["model"]["values"]["latency_p50_ms"] > 0
-    assert findings["microphone"]["values"]["rms_dbfs"] == pytest.approx(-15.9, abs=0.5)
-    mosquitto.kill()
-    done = _ended(*full)
-    assert done.returncode == 4
-    assert [line[:4] for line in done.stdout.splitlines()].count("FAIL") == 1
-    (tmp_path / "other.earshot").write_bytes(b"PK")
-    done = _ended("doctor", "--bundle", str(tmp_path / "other.earshot"), "--trust", str(tiny_bundle.key),
-                  "--microphone", f"file:{path}")  # fmt: skip
-    assert done.returncode == 3
-    assert "FAIL bundle" in done.stdout
-
-
-def test_a_password_reaches_the_broker_and_no_log(
-    mosquitto_program: str, tiny_bundle: Any, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    passwords = tmp_path / "passwords"
-    passwd = Path(mosquitto_program).with_name("mosquitto_passwd")
-    program = str(passwd) if passwd.exists() else "mosquitto_passwd"
-    subprocess.run([program, "-b", "-c", str(passwords), "kitchen", "hunter2"], check=True)
-    passwords.chmod(0o644)
-    broker = request.getfixturevalue("mosquitto").__class__(
-        mosquitto_program, tmp_path, f"allow_anonymous false\npassword_file {passwords}\n"
-    )
-    broker.start()
-    try:
-        url = f"mqtt://kitchen@127.0.0.1:{broker.port}"
-        given = ["--bundle", str(tiny_bundle.path), "--trust", str(tiny_bundle.key), "--broker", url]
-        run = ["run", *given, "--name", NAME, "--microphone", "socket:127.0.0.1:1", "--state-dir", str(tmp_path / "s"),
-               "--connect-timeout", "3", "--log-level", "debug", "--exit-on-stdin-eof"]  # fmt: skip
-        good = _ended("doctor", *given, "--microphone", "file:/absent.wav", env={"EARSHOT_MQTT_PASSWORD": "hunter2"})
-        assert "OK   broker" in good.stdout
-        wrong = subprocess.run(
-            [sys.executable, "-m", "edge.cli", *[each for each in run if each != "--exit-on-stdin-eof"]],
-            capture_output=True, text=True, check=False, cwd=ROOT, timeout=30,
-            env={**os.environ, "EARSHOT_MQTT_PASSWORD": "swordfish"},
-        )  # fmt: skip
-        assert wrong.returncode == 4
-        assert "refused" in wrong.stderr
-        assert "swordfish" not in wrong.stderr
-    finally:
-        broker.kill()
+    device, number, trials = start(), 0, 0
+    rig.accept("stream-0")
+    while number < kills:
+        kill_s = time.monotonic() + generator.uniform(0.0, 1.5)
+        while time.monotonic() < kill_s:
+            trial_id = f"t{trials}"
+            first = rig.play(LOUD)
+            while trial_id not in answers and time.monotonic() < kill_s:
+                # Asked again and again, since a command to a device that is not there yet is lost.
+                rig.listen(trial_id, first)
+                asked_s = time.monotonic()
+                while trial_id not in answers and time.monotonic() < min(asked_s + 0.1, kill_s):
+                    take()
+                    time.sleep(0.001)
+            trials += trial_id in answers
+        device.process.kill()
+        device.process.wait()
+        number += 1
+        device = start()
+        rig.accept(f"stream-{number}")
+    rig.wait_online()
+    time.sleep(3)
+    take()
+    assert trials > 2 * kills
+    assert len({boot_id for found in answers.values() for boot_id, _ in found}) > kills / 2
+    assert {trial_id: found for trial_id, found in answers.items() if len(found) != 1} == {}
+    assert set(answers) >= {f"t{trial}" for trial in range(trials)}

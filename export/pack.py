@@ -25,6 +25,7 @@ from edge.bundle import Bundle, describe_untrusted, read_bundle
 from edge.classifier import Classifier
 from edge.errors import BundleError, UsageError
 from edge.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
+from edge.onnx_wire import check_self_contained
 from export import card
 from export.card import Facts
 from export.golden import golden_pcm
@@ -92,11 +93,13 @@ def pack(
     """
     facts = facts or Facts()
     pcm = golden_pcm(identity.window_samples, identity.rate_hz) if golden is None else golden
+    model = graph.SerializeToString(deterministic=True)
+    check_self_contained(model)
     members = {
-        MODEL: graph.SerializeToString(deterministic=True),
+        MODEL: model,
         GOLDEN: _npz(pcm, graph_scores(graph, pcm.astype(np.float32) / np.float32(32768))),
     }
-    members[CARD] = _card(facts, identity, len(members[MODEL])).encode()
+    members[CARD] = _card(facts, identity, len(model)).encode()
     members[MANIFEST] = (_manifest(facts, identity, members).model_dump_json(indent=1) + "\n").encode()
     members[SIGNATURE] = signing.sign(key, members[MANIFEST])
     with _replacing(out) as unfinished:

@@ -12,6 +12,7 @@ import io
 import os
 import stat
 import struct
+import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ _BROKEN_ARCHIVE = (
     ValueError,
     KeyError,
     SyntaxError,
+    tokenize.TokenError,  # Python 3.12 and later, where 3.11 says SyntaxError
     EOFError,
     OSError,
     MemoryError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,7 +48,7 @@ def export(
     from edge.errors import UsageError
     from edge.signing import load_private_key
     from export import build, pack
-    from export.card import Facts
+    from export.origin import facts_of
     from firmware_models import data
     from firmware_models.training.checkpoint import load_checkpoint
 
@@ -77,7 +78,9 @@ def export(
             version=chosen_version,
             key=signer,
             material=build.Material(build.calibration_pcm(train, clips), measured),
-            facts=Facts(training=info.training, **{key: value for key, value in given.items() if value is not None}),
+            facts=dataclasses.replace(
+                facts_of(checkpoint, info), **{key: value for key, value in given.items() if value is not None}
+            ),
             settings=settings,
             progress=report,
         )

@@ -1,0 +1,45 @@
+"""Where a checkpoint comes from: what it says itself, and what its run's folder adds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from export.card import SPEECH_COMMANDS, Facts
+from firmware_models.training.checkpoint import CheckpointInfo
+
+_CONFIG, _METRICS = "config.json", "metrics.json"
+
+
+def facts_of(checkpoint: Path, info: CheckpointInfo) -> Facts:
+    """The facts for a card: command, minutes, clips and speakers.
+
+    A checkpoint that was moved out of its run's folder has less to tell; nothing is guessed.
+    """
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    config, metrics = _read(folder / _CONFIG), _read(folder / _METRICS)
+    data = config.get("data", {})
+    synthetic = data.get("synthetic", {}).get("clips", 0)
+    training = dict(info.training)
+    if "threads" in metrics:
+        training["threads"] = metrics["threads"]
+    seed = f" --seed {training['seed']}" if "seed" in training else ""
+    added = " --synthetic DIR" if synthetic else ""
+    training.setdefault("command", f"earshot train {info.architecture} --data DIR{added} --out RUN{seed}")
+    sources = [SPEECH_COMMANDS + _counts(data.get("train", {}))]
+    if synthetic:
+        sources.append(f"{synthetic} clips synthesised with espeak-ng (python -m firmware_models.zoo.synthesise)")
+    return Facts(training=training, training_data="; ".join(sources))
+
+
+def _counts(part: dict[str, Any]) -> str:
+    return f" ({part['clips']} clips of {part['speakers']} speakers)" if {"clips", "speakers"} <= part.keys() else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -252,8 +252,6 @@ def test_a_killed_device_tells_later_what_it_had_stored(rig: Rig, start: Callabl
     rig.wait(lambda: len(rig.all(Prediction)) >= 3)
     assert {(each.boot_id, each.seq) for each in rig.all(Prediction)} == {(each.boot_id, each.seq) for each in kept}
     assert rig.all(Prediction)[0] in kept
-    rig.wait_online()
-    assert rig.all(State)[-1].boot_id != kept[0].boot_id
     # Asked again by a rig that was killed too: the stored answer comes, with the old boot's id.
     rig.heard.clear()
     rig.listen("t3", 0, stream_id="one")

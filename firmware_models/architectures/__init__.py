@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from edge.errors import UsageError
 from firmware_models.architectures.base import FirmwareModel
 from firmware_models.architectures.lms import Lms
+from firmware_models.architectures.residual import Residual
 
-ARCHITECTURES: dict[str, type[FirmwareModel]] = {"lms": Lms}
+ARCHITECTURES: dict[str, type[FirmwareModel]] = {"lms": Lms, "residual": Residual}
 
 __all__ = ["ARCHITECTURES", "FirmwareModel", "build"]
 

@@ -1,6 +1,6 @@
 """LMS: the small log-mel model, 2 convolutions, 2 batch norms, 2 poolings, 1 fully connected layer.
 
-The paper gives the layers and 1.8 MB in FP32 but no widths; the widths here are ours and give 1.78 MB.
+The paper gives the layers and 1.8 MB in FP32 but no widths; the widths here are ours and give 1.79 MB.
 
 ============  ============================================  ==================
 layer         what it does                                  shape after it
@@ -8,8 +8,8 @@ layer         what it does                                  shape after it
 front end     log-mel, 25 ms frames every 10 ms             1 x 98 x 40
 conv1, bn1    64 filters of 7 frames x 7 bands, every 2nd   64 x 49 x 20
 pool1, ReLU   largest of 2 x 2                              64 x 24 x 10
-conv2, bn2    96 filters of 9 frames x 7 bands              96 x 24 x 4
-pool2, ReLU   largest of 2 frames                           96 x 12 x 4
+conv2, bn2    96 filters of 7 frames x all 10 bands         96 x 24 x 1
+pool2, ReLU   largest of 2 frames                           96 x 12 x 1
 fc            dropout before it while training              12 labels
 ============  ============================================  ==================
 
@@ -48,14 +48,14 @@ class Lms(FirmwareModel):
         self.conv1 = nn.Conv2d(1, 64, kernel_size=(7, 7), stride=(2, 2), padding=(3, 3), bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.pool1 = nn.MaxPool2d((2, 2))
-        self.conv2 = nn.Conv2d(64, 96, kernel_size=(9, 7), padding=(4, 0), bias=False)
+        bands = (self.frontend.settings.bands + 1) // 2 // 2
+        self.conv2 = nn.Conv2d(64, 96, kernel_size=(7, bands), padding=(3, 0), bias=False)
         self.bn2 = nn.BatchNorm2d(96)
         self.pool2 = nn.MaxPool2d((2, 1))
         self.relu = nn.ReLU()
         self.dropout = nn.Dropout(settings.dropout)
         frames = (self.frontend.frames(window_samples) + 1) // 2 // 2 // 2
-        bands = (self.frontend.settings.bands + 1) // 2 // 2 - 6
-        self.fc = nn.Linear(96 * frames * bands, len(labels))
+        self.fc = nn.Linear(96 * frames, len(labels))
 
     def features(self, pcm: Tensor) -> Tensor:
         """Log-mel features, float32 (batch, frames, 40)."""

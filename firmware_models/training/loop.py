@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import UsageError
+from firmware_models.architectures import FirmwareModel
 from firmware_models.progress import Progress, silent
-from firmware_models.training.checkpoint import write_atomically
-from firmware_models.training.recipe import Recipe
+from firmware_models.training.checkpoint import load_checkpoint, write_atomically
+from firmware_models.training.recipe import Recipe, load_recipe
 from firmware_models.training.run import METRICS_FILE, STATE_FILE, Material, Run
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, TEACHER = "config.json", "teacher"
 
 
 def train(
@@ -28,6 +29,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a model and leave it in ``out/model.safetensors``, beside config, metrics and the resumable state.
 
+    A recipe with ``distillation`` trains its teacher first, in ``out/teacher``.
+
     With ``resume`` a run that was killed goes on from its last validation and ends with the same weights as if nothing
     had happened (on the same machine and versions); a finished run is left as it is.
 
@@ -39,7 +42,8 @@ def train(
     """
     config = {"recipe": recipe.model_dump(mode="json"), "data": material.describe(), "device": device}
     _claim(out, config, resume=resume)
-    run = Run(recipe, material, device)
+    teacher = _teacher(recipe, material, out / TEACHER, device=device, progress=progress)
+    run = Run(recipe, material, device, teacher)
     if resume and (out / STATE_FILE).exists():
         run.restore(out / STATE_FILE)
     started = time.monotonic() - run.elapsed_s
@@ -52,6 +56,20 @@ def train(
             run.write(out)
     metrics: dict[str, Any] = json.loads((out / METRICS_FILE).read_text())
     return metrics
+
+
+def _teacher(recipe: Recipe, material: Material, out: Path, *, device: str, progress: Progress) -> FirmwareModel | None:
+    if recipe.distillation is None:
+        return None
+    teaching = load_recipe(recipe.distillation.recipe)
+    if teaching.distillation is not None:
+        raise UsageError(f"recipe {recipe.distillation.recipe!r}: a teacher has no teacher; remove its distillation")
+
+    def report(done: int, total: int, note: str = "") -> None:
+        progress(done, total, f"teacher: {note}")
+
+    train(teaching, material, out, resume=(out / CONFIG_FILE).exists(), device=device, progress=report)
+    return load_checkpoint(out)[0]
 
 
 def _claim(out: Path, config: dict[str, Any], *, resume: bool) -> None:

@@ -66,6 +66,18 @@ class Sampling(_Frozen):
     synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class Distillation(_Frozen):
+    """Learn from a teacher, too: its soft answers on the very clips of a step tell how sure one may be.
+
+    ``recipe`` trains the teacher. ``weight`` is the part of the loss that is the distance (Kullback-Leibler at
+    ``temperature``, times its square) to the teacher's answers; the rest is the usual loss on the labels.
+    """
+
+    recipe: str
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.7
+    temperature: Annotated[float, Field(ge=1, le=20)] = 2.0
+
+
 class Recipe(_Frozen):
     """Everything that decides what a training run does, apart from the data and the seed of a repetition.
 
@@ -89,6 +101,7 @@ class Recipe(_Frozen):
     bf16: bool = True
     validate_every: Annotated[int, Field(ge=1)] = 500
     keep: Literal["best", "last"] = "best"
+    distillation: Distillation | None = None
     sampling: Sampling = Sampling()
     augmentation: Augmentation = Augmentation()
 
@@ -123,7 +136,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Recipe
+    parts: dict[str, type[_Frozen]] = {"sampling": Sampling, "distillation": Distillation, "augmentation": Augmentation}
+    model: type[_Frozen] = Recipe
     for part in location[:-1]:
-        model = Sampling if part == "sampling" else Augmentation
+        model = parts.get(str(part), Recipe)
     return sorted(model.model_fields)

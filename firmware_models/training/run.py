@@ -53,7 +53,7 @@ class Material:
 class Run:
     """Everything that changes while training, and how it is stored."""
 
-    def __init__(self, recipe: Recipe, material: Material, device: str) -> None:
+    def __init__(self, recipe: Recipe, material: Material, device: str, teacher: FirmwareModel | None = None) -> None:
         self.recipe, self.material = recipe, material
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -62,6 +62,7 @@ class Run:
         # Tensors of channels in the last place make the convolutions of a CPU about twice as fast.
         self.model: FirmwareModel = model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        self.teacher = teacher.to(self.device).eval() if teacher is not None else None
         augmenter = Augmenter(recipe.augmentation, material.noises)
         self.sampler = Sampler(material.train, material.synthetic, recipe.sampling, augmenter)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate)
@@ -98,9 +99,9 @@ class Run:
                     features = features * torch.from_numpy(in_time).to(sound) * torch.from_numpy(in_bands).to(sound)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
                 logits = self.model.classify(features)
-        loss = self.loss(logits.float(), target)
+        loss = self._loss(logits.float(), target, sound)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
         self.optimizer.step()
         self.step += 1
@@ -184,6 +185,24 @@ class Run:
         self.step, self.history = int(about["step"]), list(about["history"])
         self.elapsed_s, self.best_score = float(about["elapsed_s"]), float(about["best_score"])
         self.recent_loss = float(about["recent_loss"])
+
+    def _loss(self, logits: Tensor, target: Tensor, sound: Tensor) -> Tensor:
+        loss: Tensor = self.loss(logits, target)
+        settings = self.recipe.distillation
+        if self.teacher is None or settings is None:
+            return loss
+        with torch.no_grad():
+            features = self.teacher.features(sound)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+                answers = self.teacher.classify(features)
+        temperature = settings.temperature
+        distance = nn.functional.kl_div(
+            torch.log_softmax(logits / temperature, 1),
+            torch.log_softmax(answers.float() / temperature, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return (1 - settings.weight) * loss + settings.weight * temperature**2 * distance
 
     def _smooth_weights(self) -> None:
         # Early weights are forgotten faster than the decay says, so that a short run is not held back by its start.

@@ -99,7 +99,7 @@ class Run:
                     features = features * torch.from_numpy(in_time).to(sound) * torch.from_numpy(in_bands).to(sound)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
                 logits = self.model.classify(features)
-        loss = self._loss(logits.float(), target, sound)
+        loss = self.loss_of(logits.float(), target, sound)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
@@ -186,7 +186,8 @@ class Run:
         self.elapsed_s, self.best_score = float(about["elapsed_s"]), float(about["best_score"])
         self.recent_loss = float(about["recent_loss"])
 
-    def _loss(self, logits: Tensor, target: Tensor, sound: Tensor) -> Tensor:
+    def loss_of(self, logits: Tensor, target: Tensor, sound: Tensor) -> Tensor:
+        """What ``logits`` cost, given the labels' shares ``target`` and what a teacher answers to ``sound``."""
         loss: Tensor = self.loss(logits, target)
         settings = self.recipe.distillation
         if self.teacher is None or settings is None:

@@ -20,11 +20,15 @@ from firmware_models.scoring import torch_scorer
 from firmware_models.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from firmware_models.training.loop import train
 from firmware_models.training.recipe import Augmentation, Recipe
-from firmware_models.training.run import Material
+from firmware_models.training.run import Material, Run
 from rig.cli.main import main
 
 CLIPS = Path(__file__).resolve().parents[2] / "firmware_models/zoo/clips"
 TINY = {"architecture": "lms", "batch": 8, "warmup_steps": 2, "validate_every": 4, "ema_decay": 0.9}
+
+
+class KilledError(Exception):
+    pass
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +69,6 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     recipe = tiny(**changes)
     train(recipe, material, tmp_path / "whole")
 
-    class KilledError(Exception):
-        pass
-
     def kill(done: int, total: int, note: str = "") -> None:
         if done == 10:
             raise KilledError
@@ -83,6 +84,44 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         assert torch.equal(tensor, cut[name]), name
     histories = [json.loads((tmp_path / name / "metrics.json").read_text())["history"] for name in ("whole", "cut")]
     assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("killed_while", ["teacher", "student"])
+def test_a_teacher_is_trained_first_and_taught_from(material: Material, tmp_path: Path, killed_while: str) -> None:
+    (tmp_path / "teacher.yaml").write_text(
+        "architecture: residual\nsettings: {channels: 8}\nsteps: 8\nbatch: 4\nvalidate_every: 4\nwarmup_steps: 1\n"
+    )
+    recipe = tiny(steps=8, distillation={"recipe": str(tmp_path / "teacher.yaml"), "weight": 0.9})
+    train(recipe, material, tmp_path / "whole")
+
+    def kill(done: int, total: int, note: str = "") -> None:
+        if done == 6 and note.startswith("teacher") == (killed_while == "teacher"):
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(recipe, material, tmp_path / "cut", progress=kill)
+    train(recipe, material, tmp_path / "cut", resume=True)
+    alone = tiny(steps=8)
+    train(alone, material, tmp_path / "alone")
+    whole, cut, taught_by_nobody = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut", "alone")
+    )
+    assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
+    assert not torch.equal(whole["fc.weight"], taught_by_nobody["fc.weight"])
+    assert load_checkpoint(tmp_path / "whole/teacher")[1].architecture == "residual"
+
+
+def test_answers_like_the_teachers_cost_nothing(material: Material) -> None:
+    recipe = tiny(distillation={"recipe": "residual", "weight": 1.0, "temperature": 3.0}, bf16=False)
+    torch.manual_seed(0)
+    teacher = build("lms", labels=LABELS).eval()
+    run = Run(recipe, material, "cpu", teacher)
+    sound = torch.from_numpy(material.train.float_pcm(slice(0, 4)))
+    answers = teacher(sound)
+    target = torch.eye(len(LABELS))[:4]
+    # A constant added to all scores changes no probability.
+    assert run.loss_of(answers + 2.0, target, sound).item() == pytest.approx(0, abs=1e-5)
+    assert run.loss_of(-answers, target, sound).item() > 0.01
 
 
 def test_resuming_a_finished_run_changes_nothing(material: Material, tmp_path: Path) -> None:

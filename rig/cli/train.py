@@ -92,17 +92,19 @@ def _run(
 
 def _outline(recipe: Recipe, material: Material, out: Path, device: str, threads: int) -> dict[str, Any]:
     from firmware_models.architectures import build
+    from firmware_models.training.recipe import load_recipe
 
+    teacher = load_recipe(recipe.distillation.recipe) if recipe.distillation else None
     model = build(recipe.architecture, labels=material.train.labels, **recipe.settings)
     return {
         "recipe": recipe.model_dump(mode="json"),
+        "teacher": teacher.model_dump(mode="json") if teacher else None,
         "data": material.describe(),
         "parameters": model.parameter_count(),
         "megabytes": round(model.parameter_count() * 4 / 1e6, 2),
         "device": device,
         "threads": threads,
         "out": str(out),
-        "clips_drawn": recipe.steps * recipe.batch,
     }
 
 
@@ -114,6 +116,10 @@ def _print_outline(outline: dict[str, Any]) -> None:
     for part, found in outline["data"].items():
         say(f"{part:<13} {found['clips']} clips of {found['speakers']} speakers")
     say(f"training      {recipe['steps']} steps of {recipe['batch']} clips, seed {recipe['seed']}")
+    if teacher := outline["teacher"]:
+        say(
+            f"teacher       {teacher['architecture']}, trained first: {teacher['steps']} steps of {teacher['batch']} clips"
+        )
     say(f"computed on   {outline['device']} with {outline['threads']} threads")
     say(f"result        {outline['out']}/model.safetensors (nothing was written: dry run)")
 

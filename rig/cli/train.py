@@ -117,9 +117,8 @@ def _print_outline(outline: dict[str, Any]) -> None:
         say(f"{part:<13} {found['clips']} clips of {found['speakers']} speakers")
     say(f"training      {recipe['steps']} steps of {recipe['batch']} clips, seed {recipe['seed']}")
     if teacher := outline["teacher"]:
-        say(
-            f"teacher       {teacher['architecture']}, trained first: {teacher['steps']} steps of {teacher['batch']} clips"
-        )
+        steps = f"{teacher['steps']} steps of {teacher['batch']} clips"
+        say(f"teacher       {teacher['architecture']}, trained first: {steps}")
     say(f"computed on   {outline['device']} with {outline['threads']} threads")
     say(f"result        {outline['out']}/model.safetensors (nothing was written: dry run)")
 

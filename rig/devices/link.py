@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import secrets
-import socket
 from collections.abc import Iterable
 from typing import Any, Self
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
 
 from edge.broker_url import BrokerUrl
 from edge.errors import UnavailableError, UsageError
 from edge.messages import Info, Message, Prediction, Reply, State, parse, topic
+from edge.mqtt_client import new_client
 from rig.devices.events import BrokerChanged, Events, Received, Report
 
 log = logging.getLogger(__name__)
@@ -41,20 +40,12 @@ class Link:
         self._devices = tuple(devices)
         self._events = events
         self.malformed = 0
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=f"earshot-rig-{secrets.token_hex(4)}", protocol=mqtt.MQTTv311
-        )
+        client = new_client(url, f"earshot-rig-{secrets.token_hex(4)}")
         client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
         client.max_inflight_messages_set(1000)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
-        client.on_socket_open = _without_delay
-        if url.user is not None:
-            client.username_pw_set(url.user, url.password())
-        if url.scheme == "mqtts":
-            ca_file = url.ca_file()
-            client.tls_set(ca_certs=str(ca_file) if ca_file else None)
         self._client = client
 
     def __enter__(self) -> Self:
@@ -102,8 +93,3 @@ def _read(device: str, kind: str, payload: bytes | bytearray) -> Report:
     if report.device != device:
         raise UsageError(f"{kind}: says device {report.device!r} on the topic of {device!r}")
     return report
-
-
-def _without_delay(_client: mqtt.Client, _data: Any, connection: Any) -> None:
-    # Nagle's algorithm takes the 99th percentile of small messages from 1 to 48 ms.
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -98,7 +98,10 @@ def _entry(file: BufferedReader, head: bytes, offset: int) -> Entry:
     _, _, flags, method, _, _, _, packed, size, name_bytes, extra_bytes = _LOCAL.unpack(head)
     if name_bytes > _LONGEST_NAME:
         raise BundleError(f"a member's name has {name_bytes} bytes: not a bundle")
-    name = file.read(name_bytes).decode("ascii", "replace")
+    encoded = file.read(name_bytes)
+    if len(encoded) < name_bytes:
+        raise BundleError("truncated: the file ends inside a zip header; copy it again")
+    name = encoded.decode("ascii", "replace")
     if method or packed != size:
         raise BundleError(f"member {name!r} is compressed: a bundle stores its members as they are")
     if flags or extra_bytes:

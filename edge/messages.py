@@ -8,7 +8,7 @@ topic                                   payload                remarks
 ======================================  =====================  ==========================================
 ``earshot/1/<device>/state``            :class:`State`         retained; the will says ``lost``
 ``earshot/1/<device>/info``             :class:`Info`          retained
-``earshot/1/<device>/prediction``       :class:`Prediction`    kept in the outbox until acknowledged
+``earshot/1/<device>/prediction``       :class:`Prediction`    repeated until acknowledged
 ``earshot/1/<device>/level``            :class:`Level`         QoS 0
 ``earshot/1/<device>/command/<verb>``   one model per verb     rig to device
 ``earshot/1/<device>/reply``            :class:`Reply`         answer to a command
@@ -77,6 +77,8 @@ class Info(Message):
 
 class Prediction(Message):
     """One inference. ``session_id``, ``trial_id`` and ``attempt`` are absent when nobody asked for it.
+
+    Asked for, it is kept and repeated until it is acknowledged; otherwise it is said once.
 
     ``sample_index`` is the first sample of the window, counted from the start of ``stream_id``;
     ``scores`` has one number per label, as the model gives them; ``pcm_sha256`` is the hash of the window

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 RATE_HZ = 16_000
 WINDOW = 16_000
 LABELS = ("quiet", "loud")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where CI=true, a test that misses a program or library fails instead of hiding in the skips."""
+    report = yield
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    if os.environ.get("CI") == "true" and re.search(r"\b(missing|not installed|needs)\b", reason):
+        report.outcome, report.longrepr = "failed", f"{reason} (CI=true: everything must be there)"
+    return report
 
 
 @dataclass(frozen=True)

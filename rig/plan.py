@@ -6,6 +6,7 @@ YAML; unknown keys are refused. Example: ``rig/plans/demo.yaml``.
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +23,18 @@ Eps = Annotated[float, Field(gt=0, le=1)]
 WALL_MARGIN_M = 0.1
 MAX_TRIALS = 1_000_000
 GRADIENT_ATTACKS = ("fgsm", "pgd")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``yes``, ``no``, ``on`` and ``off`` are words, for they are labels; true and false are boolean."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|false)$"), list("tf"))
 
 
 class _Frozen(BaseModel):
@@ -170,7 +183,7 @@ def load(path: Path) -> Plan:
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"plan {path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, " if mark else ""

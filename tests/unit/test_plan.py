@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,24 @@ def minimal(**changes):
 def test_shipped_plans_are_valid():
     for path in DEMO.parent.glob("*.yaml"):
         plan.load(path)
+
+
+def test_the_plan_in_the_documents_is_valid():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "plans.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL):
+        documented = plan.parse(yaml.load(block, Loader=plan._Loader), "docs", Path("/docs"))
+        assert "yes" in documented.clips.labels
+
+
+def test_the_words_yes_no_on_off_are_labels_and_keys(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "name: p\nbundles: [a.earshot]\nclips: {labels: [yes, no, on, off]}\n"
+        "attacks: [{name: pgd, eps: [0.001], on: lms-fp32, target: off}]\n"
+    )
+    loaded = plan.load(path)
+    assert loaded.clips.labels == ("yes", "no", "on", "off")
+    assert (loaded.attacks[0].on, loaded.attacks[0].target) == ("lms-fp32", "off")
 
 
 def test_demo_covers_what_a_newcomer_should_see():

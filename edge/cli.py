@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import edge
-from edge.broker_url import PASSWORD_FILE_VARIABLE, PASSWORD_VARIABLE, BrokerUrl
 from edge.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EarshotError, UsageError
 from edge.messages import check_name
+from edge.mqtt.broker_url import PASSWORD_FILE_VARIABLE, PASSWORD_VARIABLE, BrokerUrl
 
 log = logging.getLogger(__name__)
 
@@ -99,15 +99,15 @@ def _run(options: argparse.Namespace) -> int:
     _save_memory()
 
     # Imported late: --help and wrong arguments need not wait for numpy and onnxruntime.
-    from edge.apart import apart  # noqa: PLC0415
-    from edge.bundle import Bundle, read_bundle  # noqa: PLC0415
-    from edge.classifier import Classifier  # noqa: PLC0415
-    from edge.device import Device  # noqa: PLC0415
-    from edge.microphones.opening import microphone  # noqa: PLC0415
-    from edge.state_folder import claimed, default_state_dir  # noqa: PLC0415
+    from edge.agent.device import Device  # noqa: PLC0415
+    from edge.agent.state_folder import claimed, default_state_dir  # noqa: PLC0415
+    from edge.bundle.apart import apart  # noqa: PLC0415
+    from edge.bundle.classifier import Classifier  # noqa: PLC0415
+    from edge.bundle.reading import Bundle, read_bundle  # noqa: PLC0415
+    from edge.sound.microphones.opening import microphone  # noqa: PLC0415
 
     def verified() -> Bundle:
-        from edge.signing import load_public_key  # noqa: PLC0415
+        from edge.bundle.signing import load_public_key  # noqa: PLC0415
 
         return read_bundle(options.bundle, trusted=[load_public_key(path) for path in options.trust])
 

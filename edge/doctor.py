@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import paho.mqtt.client as mqtt
 
-from edge.broker_url import BrokerUrl
-from edge.bundle import Bundle, read_bundle
-from edge.classifier import Classifier
+from edge.bundle.classifier import Classifier
+from edge.bundle.reading import Bundle, read_bundle
+from edge.bundle.signing import load_public_key
 from edge.errors import EXIT_INCOMPLETE, EXIT_OK, EXIT_UNAVAILABLE, EarshotError, UnavailableError
-from edge.level import level_dbfs
-from edge.microphones.opening import microphone
-from edge.microphones.portaudio import import_sounddevice
-from edge.mqtt_client import new_client
-from edge.signing import load_public_key
+from edge.mqtt.broker_url import BrokerUrl
+from edge.mqtt.client import new_client
+from edge.sound.level import level_dbfs
+from edge.sound.microphones.opening import microphone
+from edge.sound.microphones.portaudio import import_sounddevice
 
 _TIMED_RUNS = 100
 _BROKER_TIMEOUT_S = 5.0

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import ModelProto
 from torch import nn
 
-from edge.bundle import Bundle
+from edge.bundle.reading import Bundle
 from edge.errors import UsageError
 from export import parity
 from export.card import Facts

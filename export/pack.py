@@ -20,12 +20,12 @@ from onnx import ModelProto
 from pydantic import ValidationError
 
 import edge
-from edge import container, signing
-from edge.bundle import Bundle, describe_untrusted, read_bundle
-from edge.classifier import Classifier
+from edge.bundle import container, signing
+from edge.bundle.classifier import Classifier
+from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
+from edge.bundle.onnx_wire import check_self_contained
+from edge.bundle.reading import Bundle, describe_untrusted, read_bundle
 from edge.errors import BundleError, UsageError
-from edge.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
-from edge.onnx_wire import check_self_contained
 from export import card
 from export.card import Facts
 from export.golden import golden_pcm

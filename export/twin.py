@@ -19,7 +19,7 @@ import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from edge.bundle import Bundle
+from edge.bundle.reading import Bundle
 from edge.errors import UsageError
 from export.operators import MOVING, OPERATORS, refuse
 

@@ -8,8 +8,8 @@ import socket
 import threading
 from typing import Self
 
-from edge.broker_url import BrokerUrl
 from edge.errors import UnavailableError
+from edge.mqtt.broker_url import BrokerUrl
 
 START_TIMEOUT_S = 10.0
 

@@ -14,7 +14,7 @@ import numpy as np
 import platformdirs
 import torch
 
-from edge.bundle import Bundle
+from edge.bundle.reading import Bundle
 from export.twin import Twin
 from firmware_models.progress import Progress, silent
 from rig import attacks, files

@@ -77,8 +77,8 @@ def _golden() -> bytes:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
-    from edge import container, signing
-    from edge.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
+    from edge.bundle import container, signing
+    from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
 
     folder = tmp_path_factory.mktemp("bundle")
     members = {MODEL: _level_model(), GOLDEN: _golden(), CARD: b"# level\n"}
@@ -213,14 +213,14 @@ class Keys:
 
     @property
     def signer(self) -> Ed25519PrivateKey:
-        from edge.signing import load_private_key
+        from edge.bundle.signing import load_private_key
 
         return load_private_key(self.private)
 
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    from edge.signing import write_key_pair
+    from edge.bundle.signing import write_key_pair
 
     return Keys(*write_key_pair(tmp_path_factory.mktemp("keys") / "test"))
 
@@ -228,7 +228,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 @pytest.fixture(scope="session")
 def other_keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     """A key pair that signed nothing."""
-    from edge.signing import write_key_pair
+    from edge.bundle.signing import write_key_pair
 
     return Keys(*write_key_pair(tmp_path_factory.mktemp("keys") / "other"))
 

@@ -42,14 +42,18 @@ def train(
     """
     config = {"recipe": recipe.model_dump(mode="json"), "data": material.describe(), "device": device}
     _claim(out, config, resume=resume)
-    teacher = _teacher(recipe, material, out / TEACHER, device=device, progress=progress)
+    teacher, before = None, 0
+    if recipe.distillation is not None:
+        teaching = load_recipe(recipe.distillation.recipe)
+        before = teaching.steps
+        teacher = _train_teacher(teaching, material, out / TEACHER, device, _then(progress, recipe.steps))
     run = Run(recipe, material, device, teacher)
     if resume and (out / STATE_FILE).exists():
         run.restore(out / STATE_FILE)
     started = time.monotonic() - run.elapsed_s
     while run.step < recipe.steps:
         loss = run.advance()
-        progress(run.step, recipe.steps, run.note(loss))
+        progress(before + run.step, before + recipe.steps, run.note(loss))
         if run.step % recipe.validate_every == 0 or run.step == recipe.steps:
             run.validate()
             run.elapsed_s = time.monotonic() - started
@@ -58,18 +62,20 @@ def train(
     return metrics
 
 
-def _teacher(recipe: Recipe, material: Material, out: Path, *, device: str, progress: Progress) -> FirmwareModel | None:
-    if recipe.distillation is None:
-        return None
-    teaching = load_recipe(recipe.distillation.recipe)
-    if teaching.distillation is not None:
-        raise UsageError(f"recipe {recipe.distillation.recipe!r}: a teacher has no teacher; remove its distillation")
+def _train_teacher(recipe: Recipe, material: Material, out: Path, device: str, progress: Progress) -> FirmwareModel:
+    if recipe.distillation is not None:
+        raise UsageError(f"the teacher {recipe.architecture!r} would have a teacher itself; remove its distillation")
+    train(recipe, material, out, resume=(out / CONFIG_FILE).exists(), device=device, progress=progress)
+    return load_checkpoint(out)[0]
+
+
+def _then(progress: Progress, steps: int) -> Progress:
+    """Report a teacher's progress as the first part of what is to be done."""
 
     def report(done: int, total: int, note: str = "") -> None:
-        progress(done, total, f"teacher: {note}")
+        progress(done, total + steps, f"teacher: {note}")
 
-    train(teaching, material, out, resume=(out / CONFIG_FILE).exists(), device=device, progress=report)
-    return load_checkpoint(out)[0]
+    return report
 
 
 def _claim(out: Path, config: dict[str, Any], *, resume: bool) -> None:

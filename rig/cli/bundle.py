@@ -10,8 +10,8 @@ import typer
 from rig.cli.console import print_json, say
 
 if TYPE_CHECKING:
-    from edge.bundle import Bundle, Claims
-    from edge.manifest import Manifest
+    from edge.bundle.manifest import Manifest
+    from edge.bundle.reading import Bundle, Claims
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show and verify bundles.")
 
@@ -35,8 +35,8 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Tell what a bundle says of itself; without --trust nothing of it is verified, and its model is not run."""
-    from edge.bundle import describe_untrusted, read_bundle
-    from edge.signing import load_public_key
+    from edge.bundle.reading import describe_untrusted, read_bundle
+    from edge.bundle.signing import load_public_key
 
     found: Bundle | Claims
     if trust:
@@ -61,10 +61,10 @@ def show(
 @app.command()
 def verify(bundle: BundleArgument, trust: TrustOption = None, as_json: JsonOption = False) -> None:
     """Do all that a device does before it trusts a bundle, and compute its golden vectors here."""
-    from edge.bundle import read_bundle
-    from edge.classifier import Classifier
+    from edge.bundle.classifier import Classifier
+    from edge.bundle.reading import read_bundle
+    from edge.bundle.signing import load_public_key
     from edge.errors import UsageError
-    from edge.signing import load_public_key
 
     if not trust:
         raise UsageError("no key to verify with: name the one you trust with --trust KEY.pub")

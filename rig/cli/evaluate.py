@@ -61,9 +61,9 @@ def evaluate(
 def _open(path: Path, trust: list[Path], threads: int) -> tuple[Scorer, tuple[str, ...], float | None]:
     """A scorer, its labels and its log floor; bundles run in onnxruntime, checkpoints in torch."""
     if path.is_file() and path.suffix == ".earshot":
-        from edge.bundle import read_bundle
-        from edge.classifier import Classifier
-        from edge.signing import load_public_key
+        from edge.bundle.classifier import Classifier
+        from edge.bundle.reading import read_bundle
+        from edge.bundle.signing import load_public_key
         from firmware_models.zoo import PUBLIC_KEY
 
         keys = [load_public_key(key) for key in trust or [PUBLIC_KEY]]

@@ -45,8 +45,8 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Export, quantise, hold against torch, and sign; nothing is written when onnxruntime and torch disagree."""
+    from edge.bundle.signing import load_private_key
     from edge.errors import UsageError
-    from edge.signing import load_private_key
     from export import build, pack
     from export.origin import facts_of
     from firmware_models import data

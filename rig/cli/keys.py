@@ -23,7 +23,7 @@ def new(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make an Ed25519 key pair; existing files are never overwritten."""
-    from edge.signing import fingerprint, load_public_key, write_key_pair
+    from edge.bundle.signing import fingerprint, load_public_key, write_key_pair
 
     private, public = write_key_pair(out)
     mark = fingerprint(load_public_key(public))

@@ -12,8 +12,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.audio_stream import AudioHeader
 from edge.errors import UnavailableError
+from edge.sound.audio_stream import AudioHeader
 from rig.devices.events import Events, StreamChanged
 
 POLL_S = 0.2

@@ -9,10 +9,10 @@ from typing import Any, Self
 
 import paho.mqtt.client as mqtt
 
-from edge.broker_url import BrokerUrl
 from edge.errors import UnavailableError, UsageError
 from edge.messages import Info, Message, Prediction, Reply, State, parse, topic
-from edge.mqtt_client import new_client
+from edge.mqtt.broker_url import BrokerUrl
+from edge.mqtt.client import new_client
 from rig.devices.events import BrokerChanged, Events, Received, Report
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from edge.broker_url import BrokerUrl
+from edge.mqtt.broker_url import BrokerUrl
 from rig.devices.events import Events, ProcessEnded
 
 STOP_TIMEOUT_S = 5.0

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.bundle import Bundle, read_bundle
+from edge.bundle.reading import Bundle, read_bundle
+from edge.bundle.signing import load_public_key
 from edge.errors import PlanError, UsageError
-from edge.signing import load_public_key
 from firmware_models import zoo
 from firmware_models.progress import Progress, silent
 from rig import clips as clip_choice

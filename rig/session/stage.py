@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from edge.broker_url import BrokerUrl
 from edge.errors import PlanError, ThresholdError, UnavailableError, UsageError
 from edge.messages import Info, State, check_name
+from edge.mqtt.broker_url import BrokerUrl
 from rig.broker import EmbeddedBroker
 from rig.devices.audio_server import AudioServer
 from rig.devices.events import Event, Events, ProcessEnded, Received, StreamChanged

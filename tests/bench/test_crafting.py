@@ -5,8 +5,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from edge.bundle import read_bundle
-from edge.signing import load_public_key
+from edge.bundle.reading import read_bundle
+from edge.bundle.signing import load_public_key
 from export.twin import Twin
 from firmware_models import zoo
 from firmware_models.architectures import build

@@ -5,9 +5,9 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from edge.bundle import read_bundle
-from edge.classifier import Classifier
-from edge.signing import load_public_key
+from edge.bundle.classifier import Classifier
+from edge.bundle.reading import read_bundle
+from edge.bundle.signing import load_public_key
 from firmware_models import zoo
 
 ROUNDS = 300

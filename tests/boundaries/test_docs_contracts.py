@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge import errors, messages
-from edge.container import ORDER
+from edge.bundle.container import ORDER
 from rig.airs import AIRS
 from rig.report.summary import Row
 

@@ -28,8 +28,8 @@ def _loaded_by(code: str) -> set[str]:
 
 
 def test_no_module_of_the_device_loads_a_forbidden_one() -> None:
-    assert "edge.device" in MODULES
-    assert "edge.microphones.socket" in MODULES
+    assert "edge.agent.device" in MODULES
+    assert "edge.sound.microphones.socket" in MODULES
     assert _loaded_by("import " + ", ".join(MODULES)) & FORBIDDEN == set()
 
 
@@ -44,5 +44,5 @@ def test_help_waits_for_nothing_heavy(module: str) -> None:
 
 
 def test_reading_words_of_the_bench_needs_no_inference_library() -> None:
-    loaded = _loaded_by("import edge.messages, edge.audio_stream, edge.broker_url, edge.bundle")
+    loaded = _loaded_by("import edge.messages, edge.sound.audio_stream, edge.mqtt.broker_url, edge.bundle.reading")
     assert not loaded & {"onnxruntime", "cryptography", "paho", "sounddevice", "soundfile"}

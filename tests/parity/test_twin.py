@@ -8,10 +8,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.bundle import read_bundle
-from edge.classifier import Classifier
+from edge.bundle.classifier import Classifier
+from edge.bundle.reading import read_bundle
+from edge.bundle.signing import load_public_key
 from edge.errors import UsageError
-from edge.signing import load_public_key
 from export import parity
 from export.twin import Twin
 

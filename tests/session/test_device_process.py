@@ -20,10 +20,10 @@ import paho.mqtt.client as mqtt
 import pytest
 import soundfile
 
-from edge.audio_stream import AudioHeader
-from edge.broker_url import BrokerUrl
 from edge.messages import Acknowledge, Info, Level, Listen, Message, Prediction, Reply, State, parse, topic
-from edge.mqtt_client import new_client
+from edge.mqtt.broker_url import BrokerUrl
+from edge.mqtt.client import new_client
+from edge.sound.audio_stream import AudioHeader
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "bench"

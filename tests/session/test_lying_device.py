@@ -10,9 +10,9 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge.bundle import read_bundle
+from edge.bundle.reading import read_bundle
+from edge.bundle.signing import load_public_key
 from edge.messages import Info, Listen, Prediction, State, parse, topic
-from edge.signing import load_public_key
 
 
 class Liar:

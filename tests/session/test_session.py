@@ -69,9 +69,9 @@ def test_digital_session_from_plan_to_report(rig, write_plan, tmp_path, fp32_bun
 
 def test_the_device_decides_as_the_bundle_does(rig, write_plan, tmp_path, recordings, fp32_bundle, keys):
     """Labels and scores in the results are those of the graph on the very clip, not of anything between."""
-    from edge.bundle import read_bundle
-    from edge.classifier import Classifier
-    from edge.signing import load_public_key
+    from edge.bundle.classifier import Classifier
+    from edge.bundle.reading import read_bundle
+    from edge.bundle.signing import load_public_key
     from firmware_models.data import load
 
     out = tmp_path / "out"

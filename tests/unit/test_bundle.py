@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge import container, signing
-from edge.bundle import describe_untrusted, read_bundle
+from edge.bundle import container, signing
+from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MEMBER_LIMITS_BYTES, MODEL, SIGNATURE, Manifest
+from edge.bundle.reading import describe_untrusted, read_bundle
 from edge.errors import BundleError
-from edge.manifest import CARD, GOLDEN, MANIFEST, MEMBER_LIMITS_BYTES, MODEL, SIGNATURE, Manifest
 
 
 class Forge:
@@ -327,8 +327,8 @@ def test_onnxruntime_is_not_even_imported_for_a_bad_bundle(forge, tmp_path):
     model[len(model) // 2] ^= 1
     altered = forge.write(b"".join(container.chunks(forge.members | {MODEL: bytes(model)})))
     script = (
-        "import sys\nfrom pathlib import Path\nfrom edge.bundle import read_bundle\n"
-        "from edge.errors import BundleError\nfrom edge.signing import load_public_key\n"
+        "import sys\nfrom pathlib import Path\nfrom edge.bundle.reading import read_bundle\n"
+        "from edge.errors import BundleError\nfrom edge.bundle.signing import load_public_key\n"
         "key = load_public_key(Path(sys.argv[2]))\n"
         "try:\n    read_bundle(Path(sys.argv[1]), trusted=[key])\n"
         "except BundleError as error:\n    print(error)\n"

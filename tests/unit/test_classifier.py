@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge.bundle import Bundle, read_bundle
-from edge.classifier import MAX_BATCH, Classifier
+from edge.bundle.classifier import MAX_BATCH, Classifier
+from edge.bundle.manifest import Quantisation
+from edge.bundle.reading import Bundle, read_bundle
+from edge.bundle.signing import load_public_key
 from edge.errors import BundleError, ThresholdError, UnavailableError, UsageError
-from edge.manifest import Quantisation
-from edge.signing import load_public_key
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.audio_stream import HEADER_LIMIT_BYTES, AudioHeader
-from edge.broker_url import CA_FILE_VARIABLE, PASSWORD_FILE_VARIABLE, PASSWORD_VARIABLE, BrokerUrl
+from edge.agent.state_folder import claimed, default_state_dir
 from edge.errors import DataError, EarshotError, UnavailableError, UsageError
-from edge.state_folder import claimed, default_state_dir
+from edge.mqtt.broker_url import CA_FILE_VARIABLE, PASSWORD_FILE_VARIABLE, PASSWORD_VARIABLE, BrokerUrl
+from edge.sound.audio_stream import HEADER_LIMIT_BYTES, AudioHeader
 
 
 @pytest.mark.parametrize(

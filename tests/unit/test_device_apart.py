@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.level import FLOOR_DBFS, level_dbfs
+from edge.sound.level import FLOOR_DBFS, level_dbfs
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:
-    start = f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom edge.apart import apart\n"
+    start = f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom edge.bundle.apart import apart\n"
     return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, check=False, timeout=60)
 
 

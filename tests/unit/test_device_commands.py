@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.commands import MAX_WAITING, Commands
-from edge.limiter import Limiter
+from edge.agent.commands import MAX_WAITING, Commands
+from edge.agent.limiter import Limiter
 from edge.messages import Acknowledge, Listen
 
 LISTEN = Listen(device="d", session_id="s", trial_id="t", attempt=0, stream_id="a", sample_index=0)

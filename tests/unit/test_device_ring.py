@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import DataError
-from edge.ring import Ring
+from edge.sound.ring import Ring
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge.errors import DataError
-from edge.streams import MEMORY_S, Streams
+from edge.sound.streams import MEMORY_S, Streams
 
 RATE_HZ = 1000
 

@@ -5,9 +5,9 @@ import threading
 import numpy as np
 import pytest
 
+from edge.agent.trials import FURTHEST_S, MAX_PENDING, UNKNOWN_STREAM_S, Refused, Trials
 from edge.messages import Listen
-from edge.streams import MEMORY_S, Streams
-from edge.trials import FURTHEST_S, MAX_PENDING, UNKNOWN_STREAM_S, Refused, Trials
+from edge.sound.streams import MEMORY_S, Streams
 
 RATE_HZ, WINDOW = 1000, 100
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edge.bundle.onnx_wire import check_self_contained
 from edge.errors import DataError
-from edge.onnx_wire import check_self_contained
 from export import parity
 from export.onnx_graph import front_end_nodes, to_onnx
 from export.quantise import QuantisationSettings, quantise_int8

@@ -8,10 +8,10 @@ import os
 import numpy as np
 import pytest
 
-from edge.bundle import describe_untrusted, read_bundle
-from edge.classifier import Classifier
+from edge.bundle.classifier import Classifier
+from edge.bundle.reading import describe_untrusted, read_bundle
+from edge.bundle.signing import load_public_key
 from edge.errors import BundleError, DataError, ThresholdError, UsageError
-from edge.signing import load_public_key
 from export import build, parity
 from export.card import Facts
 from export.golden import golden_pcm

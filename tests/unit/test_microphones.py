@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from edge.audio_stream import AudioHeader
 from edge.errors import DataError, EarshotError, UnavailableError, UsageError
-from edge.microphones.file import FileMicrophone
-from edge.microphones.opening import microphone
-from edge.microphones.protocol import Microphone
-from edge.microphones.resampling import Resampler, to_pcm16
-from edge.microphones.socket import SocketMicrophone
+from edge.sound.audio_stream import AudioHeader
+from edge.sound.microphones.file import FileMicrophone
+from edge.sound.microphones.opening import microphone
+from edge.sound.microphones.protocol import Microphone
+from edge.sound.microphones.resampling import Resampler, to_pcm16
+from edge.sound.microphones.socket import SocketMicrophone
 
 RATE_HZ = 16_000
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,7 +214,7 @@ def test_rounding_clips() -> None:
 def test_missing_portaudio_is_one_line_with_the_fix() -> None:
     code = (
         "import ctypes.util, sys; sys.path.insert(0, sys.argv[1]); ctypes.util.find_library = lambda name: None\n"
-        "from edge.microphones.opening import microphone\n"
+        "from edge.sound.microphones.opening import microphone\n"
         "from edge.errors import UnavailableError\n"
         "try: microphone('sounddevice', 16000)\n"
         "except UnavailableError as error: print(error)"
@@ -239,7 +239,7 @@ pcm.earshot { type file slave.pcm "earshot_null" file "/dev/null" infile "%s" fo
 RECORD = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
-from edge.microphones.opening import microphone
+from edge.sound.microphones.opening import microphone
 source = microphone("sounddevice:earshot", 16000)
 source.open()
 pcm = source.read()

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edge.bundle.onnx_wire import check_self_contained
 from edge.errors import BundleError
-from edge.onnx_wire import check_self_contained
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -253,8 +253,8 @@ def test_a_signed_bundle_with_external_data_is_refused(tiny_bundle, tmp_path: Pa
     import json
     import zipfile
 
-    from edge import container, signing
-    from edge.bundle import read_bundle
+    from edge.bundle import container, signing
+    from edge.bundle.reading import read_bundle
 
     with zipfile.ZipFile(tiny_bundle.path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}

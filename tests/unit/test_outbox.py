@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edge import outbox as module
+from edge.agent import outbox as module
+from edge.agent.outbox import Outbox
 from edge.errors import UnavailableError
 from edge.messages import Prediction, parse
-from edge.outbox import Outbox
 
 
 def _prediction(seq: int, *, boot_id: str = "boot", trial_id: str | None = None) -> Prediction:
@@ -142,7 +142,7 @@ def test_what_was_stored_survives_a_kill(tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from edge.outbox import Outbox
+from edge.agent.outbox import Outbox
 from edge.messages import Prediction
 outbox = Outbox(Path(sys.argv[1]))
 for seq in range(100_000):

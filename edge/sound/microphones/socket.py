@@ -1,4 +1,4 @@
-"""A rig's socket as a microphone: see :mod:`edge.audio_stream` for what is spoken there."""
+"""A rig's socket as a microphone: see :mod:`edge.sound.audio_stream` for what is spoken there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import socket
 
 import numpy as np
 
-from edge.audio_stream import BYTES_PER_SAMPLE, HEADER_LIMIT_BYTES, AudioHeader
 from edge.errors import DataError, UnavailableError, UsageError
-from edge.ring import Pcm16
+from edge.sound.audio_stream import BYTES_PER_SAMPLE, HEADER_LIMIT_BYTES, AudioHeader
+from edge.sound.ring import Pcm16
 
 _CONNECT_TIMEOUT_S = 5.0
 _HEADER_TIMEOUT_S = 10.0

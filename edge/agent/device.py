@@ -12,21 +12,21 @@ import threading
 import time
 from pathlib import Path
 
-from edge.answers import Answers
-from edge.broker_url import BrokerUrl
-from edge.bundle import Bundle
-from edge.classifier import Classifier
-from edge.commands import Commands
+from edge.agent.answers import Answers
+from edge.agent.commands import Commands
+from edge.agent.outbox import Outbox
+from edge.agent.prediction import Predictor
+from edge.agent.reports import Reports
+from edge.agent.trials import Heard, Trials
+from edge.bundle.classifier import Classifier
+from edge.bundle.reading import Bundle
 from edge.errors import DataError, UnavailableError
-from edge.link import Link
 from edge.messages import Acknowledge, Listen, Reply
-from edge.microphones.protocol import Microphone
-from edge.outbox import Outbox
-from edge.prediction import Predictor
-from edge.recorder import Recorder
-from edge.reports import Reports
-from edge.streams import Streams
-from edge.trials import Heard, Trials
+from edge.mqtt.broker_url import BrokerUrl
+from edge.mqtt.link import Link
+from edge.sound.microphones.protocol import Microphone
+from edge.sound.recorder import Recorder
+from edge.sound.streams import Streams
 
 log = logging.getLogger(__name__)
 

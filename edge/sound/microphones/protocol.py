@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edge.ring import Pcm16
+from edge.sound.ring import Pcm16
 
 
 class Microphone(Protocol):

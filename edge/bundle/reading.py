@@ -25,10 +25,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from edge import container
+from edge.bundle import container
+from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MEMBER_LIMITS_BYTES, MODEL, SIGNATURE, Manifest
+from edge.bundle.onnx_wire import check_self_contained
 from edge.errors import BundleError
-from edge.manifest import CARD, GOLDEN, MANIFEST, MEMBER_LIMITS_BYTES, MODEL, SIGNATURE, Manifest
-from edge.onnx_wire import check_self_contained
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -95,7 +95,7 @@ def read_bundle(path: Path, *, trusted: Sequence[Ed25519PublicKey]) -> Bundle:
         BundleError: missing, no bundle, oversized, unsigned, signed by another key, altered, or holding a model that
             is not self-contained; one line that begins with the path.
     """
-    from edge import signing  # noqa: PLC0415 - cryptography takes 8 MB; a device verifies in a child and does without
+    from edge.bundle import signing  # noqa: PLC0415 - cryptography takes 8 MB; a device verifies in a child and does without
 
     with _explained(path), _opened(path) as (file, size_bytes):
         entries = container.scan(file, size_bytes)

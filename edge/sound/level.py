@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from edge.ring import Pcm16
+from edge.sound.ring import Pcm16
 
 # Digital silence has no level; JSON has no minus infinity.
 FLOOR_DBFS = -120.0

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from edge.bundle import Bundle, Floats
+from edge.bundle.manifest import Manifest
+from edge.bundle.reading import Bundle, Floats
 from edge.errors import BundleError, ThresholdError, UnavailableError, UsageError
-from edge.manifest import Manifest
 
 MAX_BATCH = 64
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from edge.errors import UnavailableError
-from edge.microphones.resampling import Resampler
-from edge.ring import Pcm16
+from edge.sound.microphones.resampling import Resampler
+from edge.sound.ring import Pcm16
 
 INSTALL_HINT = "PortAudio is missing: apt-get install libportaudio2"
 _QUEUE_BLOCKS = 512

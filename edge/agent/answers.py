@@ -7,15 +7,15 @@ import logging
 import sqlite3
 from collections.abc import Sequence
 
+from edge.agent.limiter import Limiter
+from edge.agent.outbox import Outbox, Stored
+from edge.agent.prediction import Predictor
+from edge.agent.trials import Heard, Refused
 from edge.errors import DataError
-from edge.limiter import Limiter
-from edge.link import Link
 from edge.messages import MAX_PAYLOAD_BYTES, Listen, Prediction, Reply, parse
-from edge.outbox import Outbox, Stored
-from edge.prediction import Predictor
-from edge.ring import Pcm16
-from edge.streams import Streams
-from edge.trials import Heard, Refused
+from edge.mqtt.link import Link
+from edge.sound.ring import Pcm16
+from edge.sound.streams import Streams
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 
-from edge.bundle import Bundle
-from edge.classifier import Classifier
+from edge.bundle.classifier import Classifier
+from edge.bundle.reading import Bundle
 from edge.errors import DataError
 from edge.messages import Listen, Prediction
-from edge.ring import Pcm16
+from edge.sound.ring import Pcm16
 
 
 class Predictor:

@@ -11,8 +11,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from edge.errors import DataError, UnavailableError
-from edge.microphones.resampling import Resampler, to_pcm16
-from edge.ring import Pcm16
+from edge.sound.microphones.resampling import Resampler, to_pcm16
+from edge.sound.ring import Pcm16
 
 _BLOCK_S = 0.05
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 
-from edge.broker_url import BrokerUrl
 from edge.messages import Message, State, topic
-from edge.mqtt_client import new_client
+from edge.mqtt.broker_url import BrokerUrl
+from edge.mqtt.client import new_client
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import random
 import threading
 
 from edge.errors import DataError, UnavailableError
-from edge.microphones.protocol import Microphone
-from edge.streams import Streams
+from edge.sound.microphones.protocol import Microphone
+from edge.sound.streams import Streams
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 
 import edge
-from edge.bundle import Bundle
+from edge.bundle.reading import Bundle
 from edge.errors import DataError
-from edge.level import level_dbfs
-from edge.link import Link
 from edge.messages import Info, Level
-from edge.microphones.protocol import Microphone
-from edge.streams import Streams
+from edge.mqtt.link import Link
+from edge.sound.level import level_dbfs
+from edge.sound.microphones.protocol import Microphone
+from edge.sound.streams import Streams
 
 _LEVEL_S = 1.0
 

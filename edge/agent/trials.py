@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from edge.errors import DataError
 from edge.messages import Listen
-from edge.ring import Pcm16
-from edge.streams import Streams
+from edge.sound.ring import Pcm16
+from edge.sound.streams import Streams
 
 MAX_PENDING = 256
 # A command may overtake the connection that carries its sound.

@@ -6,7 +6,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from edge.ring import Pcm16
+from edge.sound.ring import Pcm16
 
 
 def to_pcm16(sound: NDArray[np.float32]) -> Pcm16:

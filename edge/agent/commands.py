@@ -7,8 +7,8 @@ import queue
 import re
 from collections.abc import Callable
 
+from edge.agent.limiter import Limiter
 from edge.errors import UsageError
-from edge.limiter import Limiter
 from edge.messages import NAME_PATTERN, Acknowledge, Listen, parse
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge.broker_url import CA_FILE_VARIABLE, BrokerUrl
 from edge.errors import UsageError
+from edge.mqtt.broker_url import CA_FILE_VARIABLE, BrokerUrl
 
 
 def new_client(url: BrokerUrl, client_id: str = "") -> mqtt.Client:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from edge.errors import DataError
 from edge.messages import Identifier
-from edge.ring import Pcm16, Ring
+from edge.sound.ring import Pcm16, Ring
 
 MEMORY_S = 30.0
 # A command may arrive this much later than the sound it is about and still find it.

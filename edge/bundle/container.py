@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 
+from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MEMBER_LIMITS_BYTES, MODEL, SIGNATURE
 from edge.errors import BundleError
-from edge.manifest import CARD, GOLDEN, MANIFEST, MEMBER_LIMITS_BYTES, MODEL, SIGNATURE
 
 # What is needed to judge the rest comes first.
 ORDER = (MANIFEST, SIGNATURE, MODEL, GOLDEN, CARD)

@@ -1,0 +1,1 @@
+"""The running device: sound and commands in, predictions out."""

@@ -1,0 +1,1 @@
+"""The way to the broker: its address, a client for it, the device's link."""

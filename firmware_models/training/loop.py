@@ -11,7 +11,7 @@ from typing import Any
 from edge.errors import UsageError
 from firmware_models.architectures import FirmwareModel
 from firmware_models.progress import Progress, silent
-from firmware_models.training.checkpoint import load_checkpoint, write_atomically
+from firmware_models.training.checkpoint import CheckpointInfo, load_checkpoint, write_atomically
 from firmware_models.training.recipe import Recipe, load_recipe
 from firmware_models.training.run import METRICS_FILE, STATE_FILE, Material, Run
 
@@ -62,11 +62,13 @@ def train(
     return metrics
 
 
-def _train_teacher(recipe: Recipe, material: Material, out: Path, device: str, progress: Progress) -> FirmwareModel:
+def _train_teacher(
+    recipe: Recipe, material: Material, out: Path, device: str, progress: Progress
+) -> tuple[FirmwareModel, CheckpointInfo]:
     if recipe.distillation is not None:
         raise UsageError(f"the teacher {recipe.architecture!r} would have a teacher itself; remove its distillation")
     train(recipe, material, out, resume=(out / CONFIG_FILE).exists(), device=device, progress=progress)
-    return load_checkpoint(out)[0]
+    return load_checkpoint(out)
 
 
 def _then(progress: Progress, steps: int) -> Progress:

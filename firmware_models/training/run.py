@@ -20,6 +20,7 @@ from firmware_models.scoring import torch_scorer
 from firmware_models.training.augmentation import Augmenter
 from firmware_models.training.checkpoint import (
     MODEL_FILE,
+    CheckpointInfo,
     load_tensors,
     save_checkpoint,
     save_tensors,
@@ -53,7 +54,13 @@ class Material:
 class Run:
     """Everything that changes while training, and how it is stored."""
 
-    def __init__(self, recipe: Recipe, material: Material, device: str, teacher: FirmwareModel | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        material: Material,
+        device: str,
+        teacher: tuple[FirmwareModel, CheckpointInfo] | None = None,
+    ) -> None:
         self.recipe, self.material = recipe, material
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -62,7 +69,8 @@ class Run:
         # Tensors of channels in the last place make the convolutions of a CPU about twice as fast.
         self.model: FirmwareModel = model.to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        self.teacher = teacher.to(self.device).eval() if teacher is not None else None
+        self.teacher = teacher[0].to(self.device).eval() if teacher else None
+        self.teacher_info = teacher[1] if teacher else None
         augmenter = Augmenter(recipe.augmentation, material.noises)
         self.sampler = Sampler(material.train, material.synthetic, recipe.sampling, augmenter)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, recipe.weight_decay), lr=recipe.learning_rate)
@@ -139,6 +147,9 @@ class Run:
         best: Evaluation = self.best_evaluation
         kept = {"validation_top1": best.top1, "validation_balanced": best.balanced, "validation_n": float(best.n)}
         origin = {"seed": self.recipe.seed, "steps": self.step, "minutes": round(self.elapsed_s / 60, 2)}
+        if self.teacher_info is not None:
+            origin["teacher_minutes"] = self.teacher_info.training["minutes"]
+            origin["teacher_validation_top1"] = self.teacher_info.metrics["validation_top1"]
         save_checkpoint(out / MODEL_FILE, self.model, weights=self.best, metrics=kept, training=origin)
         metrics = {
             **origin,

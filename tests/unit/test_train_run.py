@@ -17,7 +17,7 @@ from edge.errors import UsageError
 from firmware_models.architectures import build
 from firmware_models.data import LABELS, load
 from firmware_models.scoring import torch_scorer
-from firmware_models.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from firmware_models.training.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint, write_atomically
 from firmware_models.training.loop import train
 from firmware_models.training.recipe import Augmentation, Recipe
 from firmware_models.training.run import Material, Run
@@ -109,13 +109,15 @@ def test_a_teacher_is_trained_first_and_taught_from(material: Material, tmp_path
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
     assert not torch.equal(whole["fc.weight"], taught_by_nobody["fc.weight"])
     assert load_checkpoint(tmp_path / "whole/teacher")[1].architecture == "residual"
+    assert "teacher_minutes" in load_checkpoint(tmp_path / "whole")[1].training
 
 
 def test_answers_like_the_teachers_cost_nothing(material: Material) -> None:
     recipe = tiny(distillation={"recipe": "residual", "weight": 1.0, "temperature": 3.0}, bf16=False)
     torch.manual_seed(0)
     teacher = build("lms", labels=LABELS).eval()
-    run = Run(recipe, material, "cpu", teacher)
+    info = CheckpointInfo("lms", LABELS, 16_000, 16_000, {})
+    run = Run(recipe, material, "cpu", (teacher, info))
     sound = torch.from_numpy(material.train.float_pcm(slice(0, 4)))
     answers = teacher(sound)
     target = torch.eye(len(LABELS))[:4]

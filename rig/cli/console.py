@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from firmware_models.progress import Progress, silent
+
+# Work that is done sooner needs no progress.
+QUIET_S = 3.0
 
 
 def print_json(value: Any) -> None:
@@ -63,20 +67,20 @@ def progress(title: str, *, enabled: bool = True) -> Iterator[Progress]:
 
 
 def _plain_lines(title: str, every_s: float = 10.0) -> Progress:
-    import time
-
-    start = time.monotonic()
-    last = start
+    began = shown = time.monotonic()
+    phase_total, phase_done = 0, 0
 
     def report(done: int, total: int, note: str = "") -> None:
-        nonlocal last
+        nonlocal began, shown, phase_total, phase_done
         now = time.monotonic()
-        if now - last < every_s and done < total:
+        if total != phase_total or done < phase_done:
+            # Another part of the work begins; the pace of the last one says nothing about it.
+            began, phase_total, phase_done = now, total, done
+        soon = now - shown < every_s and done < total
+        if soon or now - began < QUIET_S:
             return
-        if now - start < 3.0:
-            return
-        last = now
-        left = (now - start) / max(done, 1) * (total - done)
-        sys.stderr.write(f"{title}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left {note}".rstrip() + "\n")
+        shown = now
+        left_s = (now - began) / max(done - phase_done, 1) * (total - done)
+        sys.stderr.write(f"{title}: {done}/{total}, {now - began:.0f} s, {left_s:.0f} s left {note}".rstrip() + "\n")
 
     return report

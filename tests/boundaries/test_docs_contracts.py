@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from edge.bundle.container import ORDER
 from rig.airs import AIRS
 from rig.report.summary import Row
 
-DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+DOCUMENT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def first_cells(heading: str) -> list[str]:
@@ -49,3 +52,18 @@ def test_exit_codes() -> None:
 @pytest.mark.parametrize("air", AIRS)
 def test_airs(air: str) -> None:
     assert f"`{air}`" in DOCUMENT
+
+
+def places_named() -> list[tuple[str, str]]:
+    """Files, modules and attributes of ours that documents name between backticks."""
+    pattern = r"`((?:edge|export|firmware_models|rig|tests|docs|\.ci)[/.][\w/.]*\w)`"
+    found = {(document.name, name) for document in DOCUMENTS for name in re.findall(pattern, document.read_text())}
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("document", "name"), places_named())
+def test_what_a_document_names_exists(document: str, name: str) -> None:
+    if "/" in name:
+        assert (ROOT / name).exists(), f"{document} names {name}"
+        return
+    assert pkgutil.resolve_name(name) is not None, f"{document} names {name}"

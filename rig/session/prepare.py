@@ -96,6 +96,7 @@ def create(folder: Path, material: Material, setup: Setup, command: Sequence[str
         "plan": plan.name,
         "air": material.air.name,
         "air_facts": material.air.facts(),
+        "clips": {"data": plan.clips.data, "split": plan.clips.split, "found": len(material.clips)},
         "setup": asdict(setup),
         "command": list(command),
         "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,6 +11,7 @@ import pytest
 
 TRIALS = 60
 SMALL, FULL = 2, 25
+PER_SESSION = 3
 
 
 def sizes():
@@ -34,6 +35,14 @@ def processes_of(parent: int) -> list[int]:
         return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     except OSError:
         return []
+
+
+def reach(process, folder, trials: int, concluded) -> None:
+    """Wait until a running session has concluded so many trials."""
+    while process.poll() is None and not (folder / "journal.sqlite").exists():
+        time.sleep(0.001)
+    while process.poll() is None and len(concluded(folder)) < trials:
+        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("kills", sizes())
@@ -66,36 +75,39 @@ def test_killing_the_rig(rig, write_plan, tmp_path, concluded, kills):
 @pytest.mark.parametrize("kills", sizes())
 def test_killing_the_device(rig, write_plan, tmp_path, concluded, kills):
     moments = random.Random(5)
-    out = tmp_path / "out"
-    process = rig.start("session", "run", write_plan(), "--out", out)
-    done = 0
-    targets = sorted(moments.randrange(TRIALS) for _ in range(kills))
-    for target in targets:
-        while process.poll() is None and len(concluded(out)) < target:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.3) if kills > SMALL else 0)
-        for device in processes_of(process.pid):
-            os.kill(device, signal.SIGKILL)
-            done += 1
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    check_exactly_once(out, concluded)
-    print(f"{done} devices killed")
-    assert done
+    killed = sessions = 0
+    while killed < kills:
+        out = tmp_path / f"out{sessions}"
+        sessions += 1
+        process = rig.start("session", "run", write_plan(), "--out", out)
+        for target in sorted(moments.randrange(TRIALS) for _ in range(PER_SESSION)):
+            reach(process, out, target, concluded)
+            time.sleep(moments.uniform(0, 0.02))
+            for device in processes_of(process.pid):
+                os.kill(device, signal.SIGKILL)
+                killed += process.poll() is None
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        check_exactly_once(out, concluded)
+    print(f"{killed} devices killed in {sessions} sessions")
 
 
 @pytest.mark.parametrize("kills", sizes())
 def test_killing_the_broker(rig, write_plan, tmp_path, concluded, mosquitto, kills):
     moments = random.Random(6)
-    for round_ in range(max(1, kills // 5)):
-        out = tmp_path / f"out{round_}"
+    killed = sessions = 0
+    while killed < kills:
+        out = tmp_path / f"out{sessions}"
+        sessions += 1
         process = rig.start("session", "run", write_plan(), "--broker", mosquitto.url, "--out", out)
-        for target in sorted(moments.randrange(TRIALS) for _ in range(kills if kills == SMALL else 5)):
-            while process.poll() is None and len(concluded(out)) < target:
-                time.sleep(0.001)
+        for target in sorted(moments.randrange(TRIALS) for _ in range(PER_SESSION)):
+            reach(process, out, target, concluded)
+            time.sleep(moments.uniform(0, 0.02))
+            killed += process.poll() is None
             mosquitto.kill()
             time.sleep(moments.uniform(0, 0.5))
             mosquitto.start()
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         check_exactly_once(out, concluded)
+    print(f"{killed} brokers killed in {sessions} sessions")

@@ -73,9 +73,18 @@ def _read(path: Path, *, longest_s: float) -> npt.NDArray[np.int16]:
                 raise DataError(f"{path}: {file.channels} channels, 1 is needed: mix it down first")
             if file.frames > longest_s * RATE_HZ:
                 raise DataError(f"{path}: {file.frames / RATE_HZ:.0f} s long, at most {longest_s:.0f} s are read")
-            pcm: npt.NDArray[np.int16] = file.read(dtype="int16")
+            # libsndfile does not scale floating point to integers: full scale would become 1.
+            floating = file.subtype in {"FLOAT", "DOUBLE"}
+            pcm = _to_int16(file.read(dtype="float32"), path) if floating else file.read(dtype="int16")
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise DataError(f"{path}: not readable as WAV or FLAC ({error})") from None
     if pcm.size == 0:
         raise DataError(f"{path}: holds no sample")
+    return pcm
+
+
+def _to_int16(sound: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.int16]:
+    if not np.isfinite(sound).all():
+        raise DataError(f"{path}: holds samples that are no numbers")
+    pcm: npt.NDArray[np.int16] = np.rint(sound * np.float32(32768)).clip(-32768, 32767).astype(np.int16)
     return pcm

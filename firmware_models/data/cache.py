@@ -25,7 +25,7 @@ from firmware_models.data.layout import BACKGROUND, LABELS, SILENCE, SPLITS, Ent
 from firmware_models.data.silence import SHARE, STRETCHES, read_noises, silence_clips
 from firmware_models.progress import Progress
 
-_FORMAT = 1
+_FORMAT = 2
 _PCM, _INDEX = "pcm.i16", "index.json"
 
 

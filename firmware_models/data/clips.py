@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edge.errors import DataError
 from firmware_models.data.audio import RATE_HZ
 from firmware_models.data.cache import open_cache
-from firmware_models.data.layout import LABELS, SPLITS, Skipped, scan
+from firmware_models.data.layout import BACKGROUND, LABELS, SPLITS, Skipped, scan
 from firmware_models.data.silence import Noise, read_noises
 from firmware_models.progress import Progress, silent
 
@@ -41,6 +41,10 @@ class Clips:
     def float_pcm(self, rows: slice | npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """Some of the clips as float32 (rows, samples) in [-1, 1)."""
         return self.pcm[rows].astype(np.float32) / np.float32(32768)
+
+    def speaker_count(self) -> int:
+        """The number of people heard; the background noise is nobody."""
+        return len(set(self.speaker) - {BACKGROUND})
 
     def counts(self) -> dict[str, int]:
         """The number of clips of every label."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import pooch
 
@@ -85,8 +87,12 @@ def check_target(archive: Archive, out: Path) -> None:
     Raises:
         UsageError: ``out`` exists and is not empty, or the URL is not http or https.
     """
-    if not archive.url.startswith(("http://", "https://")):
-        raise UsageError(f"--url {archive.url}: use http:// or https://")
+    try:
+        host = urlsplit(archive.url).hostname
+    except ValueError:
+        host = None
+    if not host or re.match(r"https?://\S+$", archive.url) is None:
+        raise UsageError(f"--url {archive.url}: use http://HOST/PATH or https://HOST/PATH")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(
             f"{out}: exists and is not empty; name a new folder, or look at it with: earshot data check {out}"

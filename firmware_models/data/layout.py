@@ -75,13 +75,13 @@ def scan(root: Path) -> Layout:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; get the data with: earshot data fetch speech-commands --out {root}")
-    files = _files(root)
+    files, unnameable = _files(root)
     if not files:
         raise DataError(
             f"{root}: no clips here; expected <word>/<speaker>_nohash_<n>.wav or .flac "
             "(get them with: earshot data fetch speech-commands --out DIR)"
         )
-    skipped = _drop_duplicates(files)
+    skipped = [*unnameable, *_drop_duplicates(files)]
     listed = {split: _read_list(root / name) for split, name in LISTS.items()}
     has_lists = any(names is not None for names in listed.values())
     by_list = {stem: split for split, names in listed.items() for stem in names or ()}
@@ -135,23 +135,28 @@ def _drop_duplicates(files: dict[str, tuple[int, int]]) -> list[Skipped]:
     return skipped
 
 
-def _files(root: Path) -> dict[str, tuple[int, int]]:
-    found = {}
+def _files(root: Path) -> tuple[dict[str, tuple[int, int]], list[Skipped]]:
+    found, skipped = {}, []
     for folder in sorted(root.iterdir()):
         if folder.name.startswith((".", "_")) or not folder.is_dir():
             continue
         for path in folder.iterdir():
             if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
+                name = f"{folder.name}/{path.name}"
+                shown = name.encode(errors="surrogateescape").decode(errors="replace")
+                if shown != name:
+                    skipped.append(Skipped(shown, "its name is not UTF-8: rename it"))
+                    continue
                 stat = path.stat()
-                found[f"{folder.name}/{path.name}"] = (stat.st_size, stat.st_mtime_ns)
-    return found
+                found[name] = (stat.st_size, stat.st_mtime_ns)
+    return found, skipped
 
 
 def _read_list(path: Path) -> set[str] | None:
     if not path.is_file():
         return None
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable list of clips ({error})") from None
     return {line.strip().replace("\\", "/").rsplit(".", 1)[0] for line in lines if line.strip()}

@@ -113,6 +113,9 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         UsageError: no such recipe, not YAML, an unknown key or a value that is not allowed; one line.
     """
     path = Path(name_or_path)
+    # A run's folder may well be called like the recipe.
+    if isinstance(name_or_path, str) and (SHIPPED / f"{name_or_path}.yaml").is_file():
+        path = SHIPPED / f"{name_or_path}.yaml"
     if path.suffix not in {".yaml", ".yml"} and not path.exists():
         path = SHIPPED / f"{name_or_path}.yaml"
         if not path.is_file():
@@ -129,10 +132,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"]) or "recipe"
+        got = f" (got {first['input']!r})" if isinstance(first["input"], str | int | float) else ""
         hint = f"; allowed: {', '.join(_keys(first['loc']))}" if first["type"] == "extra_forbidden" else ""
-        raise UsageError(f"{path}: {where}: {first['msg']}{hint}") from None
+        raise UsageError(f"{path}: {where}: {first['msg']}{got}{hint}") from None
 
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:

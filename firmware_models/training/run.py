@@ -45,7 +45,7 @@ class Material:
         """The counts that belong into the record of a run."""
         parts = {"train": self.train, "validation": self.validation, "synthetic": self.synthetic}
         return {
-            name: {"clips": len(clips), "speakers": len(set(clips.speaker)), "per_label": clips.counts()}
+            name: {"clips": len(clips), "speakers": clips.speaker_count(), "per_label": clips.counts()}
             for name, clips in parts.items()
             if clips is not None
         }

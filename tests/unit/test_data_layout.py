@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ def test_labels_counts_and_order(tmp_path: Path) -> None:
     assert train.labels == LABELS == (*COMMANDS, "_unknown_", "_silence_")
     # 30 clips of commands: a tenth as many of silence.
     assert train.counts() == dict.fromkeys(COMMANDS, 3) | {"_unknown_": 3, "_silence_": 3}
+    assert train.speaker_count() == 3
     assert train.pcm.dtype == np.int16
     everything = load(root, "all")
     assert len(everything) == sum(len(load(root, split)) for split in ("train", "validation", "test"))
@@ -156,6 +158,31 @@ def test_bad_clips_are_one_line(tmp_path: Path) -> None:
             read_clip(tmp_path / name)
         assert "\n" not in str(caught.value)
         assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE", "PCM_24", "PCM_32", "PCM_U8"])
+def test_every_sample_format_has_the_same_loudness(tmp_path: Path, subtype: str) -> None:
+    soundfile.write(str(tmp_path / "a.wav"), np.full(16_000, 0.25), 16_000, subtype=subtype)
+    assert np.allclose(read_clip(tmp_path / "a.wav"), 0.25, atol=0.005)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_one_line(tmp_path: Path, value: float) -> None:
+    soundfile.write(str(tmp_path / "a.wav"), np.full(16_000, value), 16_000, subtype="FLOAT")
+    with pytest.raises(DataError, match="no numbers"):
+        read_clip(tmp_path / "a.wav")
+
+
+def test_a_name_that_is_not_utf8_is_skipped(tmp_path: Path) -> None:
+    make_set(tmp_path)
+    (Path(os.fsdecode(os.fsencode(tmp_path / "yes") + b"/\xff_nohash_0.wav"))).write_bytes(b"")
+    assert [item.reason for item in load(tmp_path, "test").skipped] == ["its name is not UTF-8: rename it"]
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write(tmp_path / "yes" / "aa_nohash_0.wav")
+    (tmp_path / "testing_list.txt").write_text("yes/aa_nohash_0.wav\n", encoding="utf-8-sig")
+    assert [entry.split for entry in scan(tmp_path).entries] == ["test"]
 
 
 def test_broken_files_are_skipped_and_counted(tmp_path: Path) -> None:

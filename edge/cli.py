@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import edge
-from edge.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EarshotError, UsageError
+from edge.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EarshotError, UsageError, refused
 from edge.messages import check_name
 from edge.mqtt.broker_url import PASSWORD_FILE_VARIABLE, PASSWORD_VARIABLE, BrokerUrl
 
@@ -45,6 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EarshotError as error:
         sys.stderr.write(f"earshot-device: {' '.join(str(error).split())}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        told = refused(error)
+        if told is None:
+            raise
+        sys.stderr.write(f"earshot-device: {' '.join(str(told).split())}\n")
+        sys.exit(told.exit_code)
     sys.exit(code)
 
 

@@ -17,12 +17,34 @@ Each message is one line: the value, what is allowed, and the fix.
 
 from __future__ import annotations
 
+import errno
+
 EXIT_OK = 0
 EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_INCOMPLETE = 3
 EXIT_UNAVAILABLE = 4
 EXIT_STOPPED = 5
+
+
+# What a machine may refuse anywhere: no space, no permission, a file where a folder should be.
+_REFUSALS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EMFILE,
+        errno.EIO,
+    }
+)
 
 
 class EarshotError(Exception):
@@ -65,3 +87,11 @@ class StoppedError(EarshotError):
     """The operator or a safety limit stopped the work."""
 
     exit_code = EXIT_STOPPED
+
+
+def refused(error: OSError) -> UsageError | None:
+    """What the machine refused, as an error for the user; None if ``error`` is no such refusal but a bug."""
+    if error.errno not in _REFUSALS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return UsageError(f"{where}{error.strerror}: choose another place, or make room or give permission there")

@@ -171,7 +171,7 @@ def check_name(device: str) -> str:
     Raises:
         UsageError: it has other characters than a-z, 0-9, dot, dash and underscore, or is too long.
     """
-    if not re.match(NAME_PATTERN, device):
+    if not re.fullmatch(NAME_PATTERN, device):
         raise UsageError(f"device name {device!r}: use 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit")
     return device
 

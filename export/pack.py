@@ -7,6 +7,7 @@ import datetime as dt
 import hashlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manif
 from edge.bundle.onnx_wire import check_self_contained
 from edge.bundle.reading import Bundle, describe_untrusted, read_bundle
 from edge.errors import BundleError, UsageError
+from edge.messages import NAME_PATTERN
 from export import card
 from export.card import Facts
 from export.golden import golden_pcm
@@ -113,8 +115,10 @@ def next_version(out: Path, name: str, wanted: int | None) -> int:
     """The version for a bundle that is to be written to ``out``: it only grows.
 
     Raises:
-        UsageError: ``wanted`` is not larger than that of the bundle of this name that is there.
+        UsageError: ``name`` is none, or ``wanted`` is not larger than that of the bundle of this name that is there.
     """
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise UsageError(f"bundle name {name!r}: use a-z 0-9 . _ -, at most 63 of them, and none of . _ - first")
     if not out.exists():
         return wanted or 1
     try:

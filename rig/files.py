@@ -16,8 +16,11 @@ def replace(finished: Path, path: Path) -> None:
 def write(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` durably and atomically."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    replace(unfinished, path)
+    try:
+        unfinished.write_bytes(content)
+        replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _synchronise(path: Path) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -105,7 +107,7 @@ def create(
     unfinished = folder / (FILE + ".new")
     unfinished.unlink(missing_ok=True)
     database = sqlite3.connect(unfinished)
-    with database:
+    with _telling(folder), database:
         database.executescript(_SCHEMA)
         database.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in meta.items()])
         cells = [(index, cell.model_dump_json()) for index, cell in enumerate(conditions)]
@@ -130,11 +132,18 @@ class Journal:
         path = folder / FILE
         if not path.is_file():
             raise PlanError(f"session {folder}: has no {FILE}, start it with 'earshot session run'")
+        self._folder = folder
         self._lock = None if read_only else _lock(folder)
-        self._database = sqlite3.connect(path, timeout=10)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.execute("PRAGMA foreign_keys = ON")
+        with _telling(folder):
+            if read_only and not os.access(folder, os.W_OK):
+                # Nobody writes here, and the usual way to read needs a file beside the database.
+                self._database = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+            else:
+                self._database = sqlite3.connect(path, timeout=10)
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+            self._database.execute("PRAGMA foreign_keys = ON")
+            self._database.execute("SELECT value FROM meta WHERE key = 'session_id'")
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +175,7 @@ class Journal:
             )
             for attempt in attempts
         ]
-        with self._database as database:
+        with _telling(self._folder), self._database as database:
             database.executemany("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def concluded(self) -> set[str]:
@@ -204,6 +213,21 @@ class Journal:
         for row in self._database.execute(query):
             prediction = Prediction.model_validate_json(row[7]) if row[7] else None
             yield Attempt(row[0], row[1], row[2], row[3], row[4], row[5], row[6], prediction)
+
+
+@contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    """Say in one line what keeps the database from being used."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            raise PlanError(f"session {folder}: {FILE} is no journal of a session") from None
+        raise PlanError(f"session {folder}: {FILE}: {error}; make room or give permission there") from None
+    except sqlite3.DatabaseError as error:
+        raise PlanError(f"session {folder}: {FILE} is no journal of a session ({error})") from None
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -7,6 +7,7 @@ YAML; unknown keys are refused. Example: ``rig/plans/demo.yaml``.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,7 +27,17 @@ GRADIENT_ATTACKS = ("fgsm", "pgd")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which ``yes``, ``no``, ``on`` and ``off`` are words, for they are labels; true and false are boolean."""
+    """YAML in which ``yes``, ``no``, ``on`` and ``off`` are words, for they are labels; true and false are boolean.
+
+    A key that stands twice in a mapping is refused: of two values one would silently not count.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if any(key.value == other.value for other in keys[:place]):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 _BOOL = "tag:yaml.org,2002:bool"
@@ -52,6 +63,14 @@ class ClipChoice(_Frozen):
     split: Literal["train", "validation", "test", "all"] = "test"
     count: Annotated[int, Field(ge=1, le=100_000)] = 60
     labels: tuple[str, ...] = ()
+
+    @field_validator("labels")
+    @classmethod
+    def _differ(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        # A label that stood twice would play the same clips twice and pretend to more of them.
+        if len(set(values)) != len(values):
+            raise ValueError("a label stands twice")
+        return values
 
 
 class AttackChoice(_Frozen):
@@ -184,6 +203,8 @@ def load(path: Path) -> Plan:
         raise PlanError(f"plan {path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
     try:
         document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise PlanError(f"plan {path}: nested too deeply to be a plan") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, " if mark else ""

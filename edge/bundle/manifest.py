@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from edge.messages import Name, Sha256
 
 SCHEMA: Literal[1] = 1
+MAX_VERSION = (1 << 31) - 1
 MANIFEST, MODEL, GOLDEN, CARD, SIGNATURE = "manifest.json", "model.onnx", "golden.npz", "README.md", "manifest.sig"
 MEMBER_LIMITS_BYTES = {
     MANIFEST: 256 << 10,
@@ -67,7 +68,7 @@ class Manifest(_Frozen):
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
     name: Name
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, le=MAX_VERSION)]
     architecture: str
     labels: Annotated[tuple[str, ...], Field(min_length=2, max_length=4096)]
     rate_hz: Annotated[int, Field(gt=0, le=192_000)]

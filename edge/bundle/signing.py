@@ -53,6 +53,8 @@ def write_key_pair(stem: Path) -> tuple[Path, Path]:
     Raises:
         UsageError: one of the files exists, or the folder is missing or read-only.
     """
+    if not stem.name:
+        raise UsageError(f"{str(stem)!r} is no name for a key pair: give one, e.g. mine for mine.pem and mine.pub")
     private_path, public_path = stem.with_name(stem.name + ".pem"), stem.with_name(stem.name + ".pub")
     for path in (private_path, public_path):
         if path.exists() or path.is_symlink():
@@ -78,11 +80,11 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
         UsageError: missing, readable by others, protected by a passphrase, or not an Ed25519 private key in PEM.
     """
     data = _read(path)
+    if b"PUBLIC KEY" in data:
+        raise UsageError(f"{path} is a public key: signing needs the private one (NAME.pem of earshot keys new)")
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise UsageError(f"{path} has mode {mode:04o}, others can read it: run chmod 600 {path}")
-    if b"PUBLIC KEY" in data:
-        raise UsageError(f"{path} is a public key: signing needs the private one (NAME.pem of earshot keys new)")
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except TypeError:

@@ -89,7 +89,13 @@ class RoomAir:
     @cached_property
     def _absorption(self) -> float:
         """Energy absorption of the walls that gives the wanted RT60, solved because Sabine's inverse misses."""
-        absorption = float(pyroomacoustics.inverse_sabine(self._room.rt60_s, list(self._room.size_m))[0])
+        try:
+            absorption = float(pyroomacoustics.inverse_sabine(self._room.rt60_s, list(self._room.size_m))[0])
+        except ValueError:
+            raise PlanError(
+                f"room: rt60_s = {self._room.rt60_s} is too short for {self._room.size_m} m, even with walls that"
+                " swallow all: choose a longer rt60_s or a smaller size_m"
+            ) from None
         device = next(iter(self._room.devices_m.values()))
         # Decay time is close to proportional to 1 / -log(1 - a) (Eyring), so a fixed point takes few rounds.
         for _ in range(8):

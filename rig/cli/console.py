@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from firmware_models.progress import Progress, silent
 
 # Work that is done sooner needs no progress.
 QUIET_S = 3.0
+
+
+def open_streams() -> None:
+    """Make sure that output never fails for a closed stream or a character that the terminal's encoding lacks."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open as long as the process
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as above
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def print_json(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -21,10 +22,12 @@ def demo(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="Real recordings in the Speech Commands layout. [default: shipped synthetic clips]"
+            "--data", help="Real recordings in the Speech Commands layout.", show_default="shipped synthetic clips"
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where the report goes. [default: runs/demo-TIME]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where the report goes.", show_default="runs/demo-TIME")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON: the path of summary.json.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be run.")] = False,
 ) -> None:
@@ -37,11 +40,12 @@ def demo(
     folder = out or Path("runs") / f"demo-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     if (folder / "summary.json").exists():
         raise UsageError(f"--out {folder}: already holds a report, choose another folder")
-    plan = _plan_file(data, folder, write=not dry_run)
     if dry_run:
-        outline = outline_plan(plan, None, show_progress=not as_json)
+        with TemporaryDirectory(prefix="earshot-") as scratch:
+            outline = outline_plan(_plan_file(data, Path(scratch)), None, show_progress=not as_json)
         print_json(outline) if as_json else print_outline(outline)
         return
+    plan = _plan_file(data, folder)
     if not as_json:
         say(
             f"clips: the test recordings of {data}"
@@ -61,8 +65,8 @@ def demo(
     say(f"report: {(folder / 'report.html').resolve()}")
 
 
-def _plan_file(data: Path | None, folder: Path, *, write: bool) -> Path:
-    """The shipped plan, or its copy that speaks the clips of ``data``."""
+def _plan_file(data: Path | None, folder: Path) -> Path:
+    """The shipped plan, or its copy in ``folder`` that speaks the clips of ``data``."""
     import yaml
 
     import rig
@@ -74,10 +78,6 @@ def _plan_file(data: Path | None, folder: Path, *, write: bool) -> Path:
         raise UsageError(f"--data {data}: no such folder")
     document = yaml.safe_load(shipped.read_text(encoding="utf-8"))
     document["clips"].update(data=str(data.resolve()), split="test", count=100)
-    if not write:
-        import tempfile
-
-        folder = Path(tempfile.mkdtemp(prefix="earshot-"))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "demo.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")

@@ -27,7 +27,7 @@ def evaluate(
     ] = None,
     trust: Annotated[
         list[Path] | None,
-        typer.Option("--trust", help="A public key whose bundles may be loaded [default: the zoo's]."),
+        typer.Option("--trust", help="A public key whose bundles may be loaded.", show_default="the zoo's"),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, max=256, help="CPU threads.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

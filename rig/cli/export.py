@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge.bundle.manifest import MAX_VERSION
 from rig.cli.console import print_json, progress, say
 
 if TYPE_CHECKING:
@@ -31,9 +32,14 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The bundle, NAME.earshot.")],
     bits: Annotated[int, typer.Option("--bits", help="32 or 8.")] = 32,
     profile: Annotated[str, typer.Option("--profile", help="cpu.")] = "cpu",
-    name: Annotated[str | None, typer.Option("--name", help="Name in the manifest. [default: NAME of --out]")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name in the manifest.", show_default="NAME of --out")
+    ] = None,
     version: Annotated[
-        int | None, typer.Option("--version", help="It only grows. [default: one more than in --out, or 1]", min=1)
+        int | None,
+        typer.Option(
+            "--version", help="It only grows.", show_default="one more than in --out, or 1", min=1, max=MAX_VERSION
+        ),
     ] = None,
     clips: Annotated[int, typer.Option("--clips", help="Calibration clips.", min=16, max=100_000)] = 1024,
     method: Annotated[str, typer.Option("--method", help=f"INT8 ranges: {', '.join(METHODS)}.")] = "minmax",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -12,8 +13,8 @@ from typer._click.exceptions import ClickException  # typer carries its own clic
 from typer.core import TyperGroup
 
 import edge
-from edge.errors import EXIT_STOPPED, EXIT_USAGE, EarshotError
-from rig.cli.console import print_error, say
+from edge.errors import EXIT_STOPPED, EXIT_USAGE, EarshotError, refused
+from rig.cli.console import open_streams, print_error, say
 
 # What typer makes of Ctrl-C.
 TYPER_INTERRUPTED = 130
@@ -83,8 +84,12 @@ def root(
 
 def main() -> None:
     """Run the command line; user errors end in one line and their exit code, bugs in a traceback."""
+    open_streams()
+    # Told to end, a command takes its devices and unfinished files away as it does at Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
         code = TYPER_INTERRUPTED
     except ClickException as error:
@@ -94,6 +99,12 @@ def main() -> None:
     except EarshotError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        told = refused(error)
+        if told is None:
+            raise
+        print_error(str(told))
+        sys.exit(told.exit_code)
     if code == TYPER_INTERRUPTED:
         print_error("stopped by the operator; a session goes on with 'earshot session resume'")
         sys.exit(EXIT_STOPPED)

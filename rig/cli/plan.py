@@ -11,7 +11,9 @@ from rig.cli.console import print_json, progress, say
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check a plan before it runs.")
 
-AirOption = Annotated[str | None, typer.Option("--air", help="Only this air: digital or room. [default: all that fit]")]
+AirOption = Annotated[
+    str | None, typer.Option("--air", help="Only this air: digital or room.", show_default="all that fit")
+]
 
 
 @app.callback()

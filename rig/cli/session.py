@@ -40,7 +40,7 @@ def run(
     broker: BrokerOption = "embedded",
     listen: ListenOption = "127.0.0.1:0",
     out: Annotated[
-        Path | None, typer.Option("--out", help="The session's folder. [default: runs/PLAN-AIR-TIME]")
+        Path | None, typer.Option("--out", help="The session's folder.", show_default="runs/PLAN-AIR-TIME")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be run.")] = False,
     as_json: JsonOption = False,
@@ -98,7 +98,7 @@ def make_setup(device: str, broker: str, listen: str) -> Setup:
     from rig.session.stage import parse_broker, parse_device
 
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"--listen {listen!r}: use HOST:PORT, e.g. 0.0.0.0:7000")
     parse_broker(broker)
     if device != "local":
@@ -169,23 +169,26 @@ def print_summary(summary: Summary) -> None:
     from rich.table import Table
 
     table = Table(title=f"{summary.name}: {summary.concluded} of {summary.trials} trials", title_justify="left")
-    for heading in ("air", "bundle", "attack"):
+    placed = any(row.device_position for row in summary.rows)
+    for heading in ("air", "bundle", "attack", *(("attacker", "device") if placed else ())):
         table.add_column(heading)
     for heading in ("eps", "delay ms", "SNR dB", "valid", "invalid", "error", "95 % interval"):
         table.add_column(heading, justify="right")
     for row in summary.rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, placed=placed))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     for entry in summary.excluded:
         say(f"excluded in the {entry.air} air: {entry.attempts} attempts, {entry.reason}")
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, *, placed: bool) -> list[str]:
     unknown = row.error_rate is None or row.ci_low is None or row.ci_high is None
+    transfer = f" from {row.crafted_on}" if row.crafted_on not in {None, row.bundle} else ""
     return [
         row.air,
         row.bundle,
-        row.attack + (f" → {row.target}" if row.target else ""),
+        row.attack + transfer + (f" → {row.target}" if row.target else ""),
+        *((row.attacker_position or "", row.device_position or "") if placed else ()),
         f"{row.eps:g}" if row.eps else "",
         f"{row.delay_ms:g}",
         "" if row.snr_db is None else f"{row.snr_db:.1f}",

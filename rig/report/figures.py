@@ -52,9 +52,13 @@ def _panels(rows: list[Row], benign: list[Row], *, horizontal: str, title: str, 
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (air, bundle) in zip(axes, panels, strict=True):
         here = [row for row in rows if (row.air, row.bundle) == (air, bundle)]
-        series = list(dict.fromkeys(_series(row) for row in here))
+        several = len({row.device_position for row in here}) > 1
+        series = list(dict.fromkeys(_series(row, several_devices=several) for row in here))
         for index, name in enumerate(series):
-            points = sorted((row for row in here if _series(row) == name), key=lambda row: getattr(row, horizontal))
+            points = sorted(
+                (row for row in here if _series(row, several_devices=several) == name),
+                key=lambda row: getattr(row, horizontal),
+            )
             colour = COLOURS.get(points[0].attack, MORE_COLOURS[index % len(MORE_COLOURS)])
             across = [getattr(row, horizontal) for row in points]
             rate = [row.error_rate or 0.0 for row in points]
@@ -85,10 +89,12 @@ def _panels(rows: list[Row], benign: list[Row], *, horizontal: str, title: str, 
     return text[text.index("<svg") :]
 
 
-def _series(row: Row) -> str:
+def _series(row: Row, *, several_devices: bool) -> str:
     name = row.attack if row.crafted_on in {None, row.bundle} else f"{row.attack} from {row.crafted_on}"
     if row.target:
         name += f" → {row.target}"
     if row.attacker_position:
         name += f" @ {row.attacker_position}"
+    if several_devices:
+        name += f", device @ {row.device_position}"
     return name

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from edge.errors import PlanError
 from rig.journal import Attempt, Journal
 from rig.plan import Condition
 from rig.statistics import wilson
@@ -120,7 +121,7 @@ def summarise(folders: Sequence[Path], *, name: str | None = None) -> Summary:
         name: of the whole; the first session's plan by default.
 
     Raises:
-        PlanError: a folder holds no session.
+        PlanError: a folder holds no session, or two hold the same.
     """
     rows: list[Row] = []
     excluded: list[Excluded] = []
@@ -128,6 +129,8 @@ def summarise(folders: Sequence[Path], *, name: str | None = None) -> Summary:
     planned = concluded = 0
     for folder in folders:
         with Journal(folder, read_only=True) as journal:
+            if any(journal.meta()["session_id"] == session["session_id"] for session in sessions):
+                raise PlanError(f"session {folder}: is named twice, and its trials would count twice; name it once")
             meta, cells, trials = journal.meta(), journal.conditions(), journal.trials()
             concluded += len(journal.concluded())
         planned += len(trials)

@@ -226,7 +226,7 @@ def parse_broker(text: str) -> BrokerUrl | int:
     if text != "embedded" and not text.startswith("embedded:"):
         return BrokerUrl.parse(text)
     port = text.removeprefix("embedded").removeprefix(":") or "0"
-    if not port.isdigit() or int(port) > 65535:
+    if not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"broker {text!r}: use embedded, embedded:PORT (1 to 65535) or mqtt://HOST:PORT")
     return int(port)
 
@@ -237,7 +237,10 @@ def parse_device(text: str) -> tuple[BrokerUrl, str]:
     Raises:
         UsageError: it is not of that form.
     """
-    path = urlsplit(text).path if "://" in text else ""
+    try:
+        path = urlsplit(text).path if "://" in text else ""
+    except ValueError:
+        path = ""
     name = path.lstrip("/")
     if not name:
         raise UsageError(f"device {text!r}: use local, or mqtt://HOST[:PORT]/NAME for a device that runs elsewhere")

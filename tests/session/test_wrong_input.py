@@ -1,8 +1,12 @@
 """Wrong input ends in one line on standard error and the right exit code, never in a traceback."""
 
+import contextlib
+import io
 import socket
 import sys
+import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +68,31 @@ def test_a_room_that_is_not_there(earshot, write_plan):
     check(earshot("session", "run", write_plan(), "--air", "room", "--dry-run"), 2, "needs 'room'")
 
 
+def test_a_label_that_stands_twice(earshot, write_plan, recordings):
+    plan = write_plan(clips={"data": str(recordings), "split": "all", "count": 12, "labels": ["yes", "yes"]})
+    check(earshot("plan", "check", plan), 2, "clips.labels", "twice")
+
+
+@pytest.mark.parametrize(
+    ("more", "word"), [("seed: 2", "'seed' stands twice"), ("? [a]\n: 2", "unhashable"), ("x: " + "[" * 5000, "deeply")]
+)
+def test_yaml_that_is_no_plan(earshot, write_plan, more, word):
+    plan = write_plan()
+    plan.write_text(plan.read_text() + more + "\n")
+    check(earshot("plan", "check", plan), 2, str(plan), word)
+
+
+def test_a_room_too_large_for_its_reverberation(earshot, write_plan):
+    room = {
+        "size_m": [10, 10, 10],
+        "rt60_s": 0.1,
+        "talker_m": [2, 2, 2],
+        "attackers_m": {"a": [3, 3, 3]},
+        "devices_m": {"d": [4, 4, 4]},
+    }
+    check(earshot("plan", "check", write_plan(room=room), "--air", "room"), 2, "rt60_s = 0.1", "longer")
+
+
 def test_clips_at_8_khz(earshot, write_plan, tmp_path):
     for word in ("yes", "no"):
         (tmp_path / "slow" / word).mkdir(parents=True)
@@ -120,13 +149,15 @@ def test_port_in_use(earshot, write_plan, tmp_path):
         check(earshot(*arguments), 4, str(port), "choose another port")
 
 
-@pytest.mark.parametrize("broker", ["embedded:x", "embedded:99999", "http://h", "mqtt://"])
+@pytest.mark.parametrize("broker", ["embedded:x", "embedded:²", "embedded:99999", "http://h", "mqtt://"])
 def test_broker_that_is_none(earshot, write_plan, tmp_path, broker):
     check(earshot("session", "run", write_plan(), "--broker", broker, "--out", tmp_path / "o"), 2, broker)
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("device", ["kitchen", "mqtt://host", "mqtt://host/Not A Name", "http://host/name"])
+@pytest.mark.parametrize(
+    "device", ["kitchen", "mqtt://host", "mqtt://host/Not A Name", "mqtt://[::1/x", "http://host/name"]
+)
 def test_device_that_is_none(earshot, write_plan, tmp_path, device):
     check(earshot("session", "run", write_plan(), "--device", device, "--out", tmp_path / "o"), 2)
 
@@ -145,6 +176,70 @@ def test_a_second_session_in_a_folder(earshot, write_plan, tmp_path):
 @pytest.mark.parametrize("command", ["resume", "show"])
 def test_no_session(earshot, tmp_path, command):
     check(earshot("session", command, tmp_path), 2, "session run")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, but long enough to look at" * 9])
+def test_a_journal_that_is_none(earshot, tmp_path, content):
+    (tmp_path / "journal.sqlite").write_bytes(content)
+    for command in ("show", "resume"):
+        check(earshot("session", command, tmp_path), 2, "no journal of a session")
+
+
+def test_a_report_that_names_a_session_twice(earshot, write_plan, tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"mqtt://127.0.0.1:{unused.getsockname()[1]}"
+        assert earshot("session", "run", write_plan(), "--broker", url, "--out", tmp_path / "o")[0] == 4
+    check(earshot("report", tmp_path / "o", tmp_path / "o", "--out", tmp_path / "r"), 2, "twice")
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_output_folder_that_is_a_file(earshot, write_plan, recordings, tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    check(earshot("train", "lms", "--data", recordings, "--out", path / "run"), 2, str(path), "Not a directory")
+    check(earshot("keys", "new", "--out", path / "key"), 2, str(path))
+    check(earshot("keys", "new", "--out", ""), 2, "no name")
+
+
+def test_no_space_left(earshot, fp32_bundle, monkeypatch):
+    # What could not be written is tried once more when the file is closed.
+    with contextlib.suppress(OSError), Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        result = earshot("bundle", "show", fp32_bundle)
+    check(result, 2, "No space left")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_stream(earshot, fp32_bundle, tmp_path, monkeypatch, stream):
+    monkeypatch.setattr(sys, stream, None)
+    assert earshot("bundle", "show", fp32_bundle)[0] == 0
+    assert earshot("bundle", "show", tmp_path)[0] == 2
+
+
+def test_a_terminal_without_unicode(earshot, write_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert earshot("data", "check", tmp_path / "ü")[0] == 2
+    assert sys.stdout.errors == "replace"
+
+
+def test_a_demo_that_is_only_told_leaves_nothing_behind(earshot, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    earshot("demo", "--data", recordings, "--dry-run")
+    assert not list(tmp_path.glob("earshot-*"))
+
+
+def test_a_folder_called_like_the_recipe(earshot, recordings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lms").mkdir()
+    assert earshot("train", "lms", "--data", recordings, "--out", "lms", "--dry-run")[0] == 0
+
+
+def test_a_bundle_name_is_refused_before_the_work(earshot, keys, recordings, tmp_path):
+    out = tmp_path / "Not a name.earshot"
+    check(
+        earshot("export", tmp_path, "--calibration", recordings, "--key", keys.private, "--out", out), 2, "Not a name"
+    )
 
 
 def test_unknown_command(earshot):

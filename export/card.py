@@ -54,7 +54,9 @@ def render(
 ) -> str:
     """The card as Markdown."""
     floor = "no log-mel front end" if log_floor is None else f"{log_floor:g} (mean square per mel band, full scale 1)"
-    training = ", ".join(f"{key} {value}" for key, value in facts.training.items() if key != "command")
+    training = ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in facts.training.items() if key != "command"
+    )
     command = facts.training.get("command", f"earshot train {architecture} --data DIR --out RUN")
     lines = [
         f"# {name}, version {version}",

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from export.card import SPEECH_COMMANDS, Facts
+from firmware_models.data import SILENCE
 from firmware_models.training.checkpoint import CheckpointInfo
+from firmware_models.training.loop import TEACHER
 
 _CONFIG, _METRICS = "config.json", "metrics.json"
 
@@ -22,8 +24,10 @@ def facts_of(checkpoint: Path, info: CheckpointInfo) -> Facts:
     data = config.get("data", {})
     synthetic = data.get("synthetic", {}).get("clips", 0)
     training = dict(info.training)
-    if "threads" in metrics:
-        training["threads"] = metrics["threads"]
+    teacher = _read(folder / TEACHER / _METRICS)
+    for key, value in (("teacher_minutes", teacher.get("minutes")), ("threads", metrics.get("threads"))):
+        if value is not None:
+            training.setdefault(key, value)
     seed = f" --seed {training['seed']}" if "seed" in training else ""
     added = " --synthetic DIR" if synthetic else ""
     training.setdefault("command", f"earshot train {info.architecture} --data DIR{added} --out RUN{seed}")
@@ -34,7 +38,10 @@ def facts_of(checkpoint: Path, info: CheckpointInfo) -> Facts:
 
 
 def _counts(part: dict[str, Any]) -> str:
-    return f" ({part['clips']} clips of {part['speakers']} speakers)" if {"clips", "speakers"} <= part.keys() else ""
+    if "clips" not in part:
+        return ""
+    silence = part.get("per_label", {}).get(SILENCE, 0)
+    return f" ({part['clips'] - silence} recordings and {silence} cuts of its background noise)"
 
 
 def _read(path: Path) -> dict[str, Any]:

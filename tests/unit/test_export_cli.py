@@ -74,7 +74,10 @@ def checkpoint(random_lms, tmp_path_factory) -> Path:
     model.fc.bias.data[0] += 100
     run = tmp_path_factory.mktemp("run")
     save_checkpoint(run / "model.safetensors", model, training={"seed": 7, "minutes": 0.1})
-    counts = {"train": {"clips": 90, "speakers": 30}, "synthetic": {"clips": 5, "speakers": 1}}
+    counts = {
+        "train": {"clips": 90, "per_label": {"yes": 81, "_silence_": 9}},
+        "synthetic": {"clips": 5, "speakers": 1},
+    }
     (run / "config.json").write_text(json.dumps({"data": counts}))
     return run
 
@@ -141,7 +144,7 @@ def test_export_both_widths(earshot, tmp_path, checkpoint, speech, keys):
     assert done.returncode == 0, done.stderr
     shown = earshot("bundle", "show", tmp_path / "a.earshot", "--card").stdout
     assert "`earshot train lms --data DIR --synthetic DIR --out RUN --seed 7` (seed 7, minutes 0.1)" in shown
-    assert "(90 clips of 30 speakers); 5 clips synthesised with espeak-ng" in shown
+    assert "(81 recordings and 9 cuts of its background noise); 5 clips synthesised with espeak-ng" in shown
     told = json.loads(done.stdout)
     assert told["parity"]["max_abs"] <= 1e-4
     assert told["metrics"]["test_n"] >= 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -82,11 +83,24 @@ def root(
     """Root of all commands."""
 
 
+def _stop_on_signals() -> threading.Event:
+    """End in good order at Ctrl-C and when told to end: devices are taken down, unfinished files away."""
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    return stopped
+
+
 def main() -> None:
     """Run the command line; user errors end in one line and their exit code, bugs in a traceback."""
     open_streams()
-    # Told to end, a command takes its devices and unfinished files away as it does at Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped = _stop_on_signals()
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -99,12 +113,15 @@ def main() -> None:
     except EarshotError as error:
         print_error(str(error))
         sys.exit(error.exit_code)
-    except OSError as error:
-        told = refused(error)
-        if told is None:
+    except Exception as error:
+        # Some libraries turn the interruption into an error of their own.
+        if stopped.is_set():
+            code = TYPER_INTERRUPTED
+        elif isinstance(error, OSError) and (told := refused(error)) is not None:
+            print_error(str(told))
+            sys.exit(told.exit_code)
+        else:
             raise
-        print_error(str(told))
-        sys.exit(told.exit_code)
     if code == TYPER_INTERRUPTED:
         print_error("stopped by the operator; a session goes on with 'earshot session resume'")
         sys.exit(EXIT_STOPPED)

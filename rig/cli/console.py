@@ -81,18 +81,19 @@ def progress(title: str, *, enabled: bool = True) -> Iterator[Progress]:
 
 def _plain_lines(title: str, every_s: float = 10.0) -> Progress:
     began = shown = time.monotonic()
-    phase_total, phase_done = 0, 0
+    phase_total, phase_done, phase_told = 0, 0, -1
 
     def report(done: int, total: int, note: str = "") -> None:
-        nonlocal began, shown, phase_total, phase_done
+        nonlocal began, shown, phase_total, phase_done, phase_told
         now = time.monotonic()
         if total != phase_total or done < phase_done:
             # Another part of the work begins; the pace of the last one says nothing about it.
-            began, phase_total, phase_done = now, total, done
+            began, phase_total, phase_done, phase_told = now, total, done, -1
         soon = now - shown < every_s and done < total
-        if soon or now - began < QUIET_S:
+        told = done == phase_told
+        if soon or told or now - began < QUIET_S:
             return
-        shown = now
+        shown, phase_told = now, done
         left_s = (now - began) / max(done - phase_done, 1) * (total - done)
         sys.stderr.write(f"{title}: {done}/{total}, {now - began:.0f} s, {left_s:.0f} s left {note}".rstrip() + "\n")
 

@@ -34,6 +34,7 @@ def demo(
     """Attack the shipped FP32 and INT8 models, on a device process, in the digital air and in a simulated room."""
     from rig.cli.plan import outline_plan, print_outline
     from rig.cli.session import print_summary, run_plan
+    from rig.report.summary import headlines
     from rig.report.write import write_report
     from rig.session.prepare import Setup
 
@@ -61,7 +62,8 @@ def demo(
     if as_json:
         print_json({"summary": str((folder / "summary.json").resolve()), "complete": summary.complete})
         return
-    print_summary(summary)
+    print_summary(summary, headlines(summary.rows))
+    say(f"each model and air: benign, control, worst attack; all {len(summary.rows)} conditions, pictures and sounds:")
     say(f"report: {(folder / 'report.html').resolve()}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -121,6 +122,8 @@ def run_plan(plan: Path, air: str, folder: Path, setup: Setup, *, quiet: bool) -
 
 def continue_session(folder: Path, setup: Setup, *, quiet: bool) -> Summary:
     """Run what is open of a session and write its report, also when it is interrupted."""
+    import torch
+
     from rig.journal import Journal
     from rig.plan import load
     from rig.report.write import write_report
@@ -130,6 +133,8 @@ def continue_session(folder: Path, setup: Setup, *, quiet: bool) -> Summary:
 
     with Journal(folder, read_only=True) as journal:
         air = journal.meta()["air"]
+    # Half of the cores: the other half belongs to the devices, and torch slows down badly when it must share.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     try:
         with (
             progress("crafting", enabled=not quiet) as crafting,
@@ -163,20 +168,22 @@ def finish(summary: Summary, folder: Path, *, as_json: bool) -> None:
         raise ThresholdError(f"session {folder}: {left} trials are open, go on with 'earshot session resume {folder}'")
 
 
-def print_summary(summary: Summary) -> None:
-    """A table of all conditions for a person."""
+def print_summary(summary: Summary, rows: list[Row] | None = None) -> None:
+    """A table for a person: of all conditions, or of ``rows``; places stand in it only where there are several."""
     from rich.console import Console
     from rich.table import Table
 
+    rows = summary.rows if rows is None else rows
     table = Table(title=f"{summary.name}: {summary.concluded} of {summary.trials} trials", title_justify="left")
-    placed = any(row.device_position for row in summary.rows)
+    places = [{row.attacker_position for row in rows} - {None}, {row.device_position for row in rows} - {None}]
+    placed = any(len(names) > 1 for names in places)
     for heading in ("air", "bundle", "attack", *(("attacker", "device") if placed else ())):
         table.add_column(heading)
     for heading in ("eps", "delay ms", "SNR dB", "valid", "invalid", "error", "95 % interval"):
         table.add_column(heading, justify="right")
-    for row in summary.rows:
+    for row in rows:
         table.add_row(*_cells(row, placed=placed))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
     for entry in summary.excluded:
         say(f"excluded in the {entry.air} air: {entry.attempts} attempts, {entry.reason}")
 

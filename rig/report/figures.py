@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import cycle
 
 from rig.report.summary import Row
 
@@ -50,21 +51,21 @@ def _panels(rows: list[Row], benign: list[Row], *, horizontal: str, title: str, 
     panels = list(dict.fromkeys((row.air, row.bundle) for row in rows))
     figure = Figure(figsize=(3.4 * len(panels) + 1.2, 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    several = len({row.device_position for row in rows} - {None}) > 1
+    colours = _colours(rows, several_devices=several)
     for axis, (air, bundle) in zip(axes, panels, strict=True):
         here = [row for row in rows if (row.air, row.bundle) == (air, bundle)]
-        several = len({row.device_position for row in here}) > 1
         series = list(dict.fromkeys(_series(row, several_devices=several) for row in here))
-        for index, name in enumerate(series):
+        for name in series:
             points = sorted(
                 (row for row in here if _series(row, several_devices=several) == name),
                 key=lambda row: getattr(row, horizontal),
             )
-            colour = COLOURS.get(points[0].attack, MORE_COLOURS[index % len(MORE_COLOURS)])
             across = [getattr(row, horizontal) for row in points]
             rate = [row.error_rate or 0.0 for row in points]
             below = [max(0.0, r - (row.ci_low or 0.0)) for r, row in zip(rate, points, strict=True)]
             above = [max(0.0, (row.ci_high or 0.0) - r) for r, row in zip(rate, points, strict=True)]
-            axis.errorbar(across, rate, yerr=[below, above], marker="o", capsize=3, color=colour, label=name)
+            axis.errorbar(across, rate, yerr=[below, above], marker="o", capsize=3, color=colours[name], label=name)
         for row in benign:
             if (row.air, row.bundle) == (air, bundle) and row.error_rate is not None:
                 axis.axhline(row.error_rate, linestyle=":", color="black", label="benign")
@@ -79,8 +80,8 @@ def _panels(rows: list[Row], benign: list[Row], *, horizontal: str, title: str, 
         axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("error rate, 95 % Wilson")
-    handles, names = axes[0].get_legend_handles_labels()
-    unique = dict(zip(names, handles, strict=True))
+    # A series may be in one panel only: positions mean something in the room alone.
+    unique = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(unique.values(), unique.keys(), loc="outside right center", frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12)
     buffer = io.StringIO()
@@ -89,12 +90,19 @@ def _panels(rows: list[Row], benign: list[Row], *, horizontal: str, title: str, 
     return text[text.index("<svg") :]
 
 
+def _colours(rows: Sequence[Row], *, several_devices: bool) -> dict[str, str]:
+    """A colour per series, the same in every panel; attacks without further distinction keep theirs."""
+    names = dict.fromkeys(_series(row, several_devices=several_devices) for row in rows)
+    others = cycle(MORE_COLOURS)
+    return {name: COLOURS.get(name) or next(others) for name in names}
+
+
 def _series(row: Row, *, several_devices: bool) -> str:
     name = row.attack if row.crafted_on in {None, row.bundle} else f"{row.attack} from {row.crafted_on}"
     if row.target:
         name += f" → {row.target}"
     if row.attacker_position:
         name += f" @ {row.attacker_position}"
-    if several_devices:
+    if several_devices and row.device_position:
         name += f", device @ {row.device_position}"
     return name

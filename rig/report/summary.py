@@ -17,6 +17,9 @@ from rig.journal import Attempt, Journal
 from rig.plan import Condition
 from rig.statistics import wilson
 
+# What an attack is compared with: noise of its budget.
+CONTROL = "random-sign"
+
 
 class Row(BaseModel):
     """One condition of one session.
@@ -151,6 +154,25 @@ def summarise(folders: Sequence[Path], *, name: str | None = None) -> Summary:
         excluded=excluded,
         sessions=sessions,
     )
+
+
+def headlines(rows: Sequence[Row]) -> list[Row]:
+    """For each bundle in each air: benign, the most harmful attack, and the control of the same budget."""
+    chosen: list[Row] = []
+    for air, bundle in dict.fromkeys((row.air, row.bundle) for row in rows):
+        here = [row for row in rows if (row.air, row.bundle) == (air, bundle) and row.error_rate is not None]
+        chosen += [row for row in here if row.attack == "benign"]
+        attacked = [row for row in here if row.attack not in {"benign", CONTROL}]
+        if not attacked:
+            continue
+        worst = max(attacked, key=lambda row: (row.error_rate or 0.0, -row.eps))
+        chosen += [row for row in here if row.attack == CONTROL and _circumstances(row) == _circumstances(worst)]
+        chosen.append(worst)
+    return chosen
+
+
+def _circumstances(row: Row) -> tuple[object, ...]:
+    return row.eps, row.delay_ms, row.attacker_position, row.device_position
 
 
 def _row(cell: Condition, records: list[TrialRecord], planned: int, meta: dict[str, Any]) -> Row:

@@ -15,7 +15,7 @@ from pyarrow import Table, parquet, table
 from rig import files
 from rig.journal import Journal
 from rig.report import figures
-from rig.report.summary import Row, Summary, TrialRecord, read_attempts, summarise
+from rig.report.summary import Summary, TrialRecord, headlines, read_attempts, summarise
 from rig.session.prepare import AUDIO
 from rig.session.samples import choose
 
@@ -40,7 +40,7 @@ def write_report(folders: Sequence[Path], out: Path, *, name: str | None = None)
         .get_template("report.html.jinja")
         .render(
             summary=summary,
-            headlines=_headlines(summary.rows),
+            headlines=headlines(summary.rows),
             eps_figure=figures.error_over_eps(summary.rows),
             delay_figure=figures.error_over_delay(summary.rows),
             samples=[sample for folder in folders for sample in _samples(folder)],
@@ -74,18 +74,6 @@ def _write_results(records: list[TrialRecord], path: Path) -> None:
     unfinished = path.with_suffix(".new")
     parquet.write_table(Table.from_pylist(lines) if lines else table({}), unfinished)
     files.replace(unfinished, path)
-
-
-def _headlines(rows: Sequence[Row]) -> list[Row]:
-    """Benign, and the worst attack at the largest budget without delay, for each bundle in each air."""
-    chosen: list[Row] = []
-    for air, bundle in dict.fromkeys((row.air, row.bundle) for row in rows):
-        here = [row for row in rows if (row.air, row.bundle) == (air, bundle) and row.error_rate is not None]
-        chosen += [row for row in here if row.attack == "benign"]
-        attacked = [row for row in here if row.attack not in {"benign", "random-sign"}]
-        if attacked:
-            chosen.append(max(attacked, key=lambda row: (row.error_rate or 0.0, -row.eps)))
-    return chosen
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:

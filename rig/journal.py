@@ -136,6 +136,8 @@ class Journal:
         self._lock = None if read_only else _lock(folder)
         with _telling(folder):
             if read_only and not os.access(folder, os.W_OK):
+                if path.with_name(FILE + "-wal").exists():
+                    raise PlanError(f"session {folder}: was cut off and nothing may be written here, copy it elsewhere")
                 # Nobody writes here, and the usual way to read needs a file beside the database.
                 self._database = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
             else:

@@ -49,16 +49,17 @@ def _panels(rows: list[Row], benign: list[Row], *, horizontal: str, title: str, 
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes half a second; `session show` needs no pictures
 
     panels = list(dict.fromkeys((row.air, row.bundle) for row in rows))
-    figure = Figure(figsize=(3.4 * len(panels) + 1.2, 3.4), layout="constrained")
+    told = _told_apart_by(rows)
+    colours = _colours(rows, told)
+    height = max(3.4, 0.6 + 0.2 * len(colours))
+    figure = Figure(figsize=(3.4 * len(panels) + 1.2, height), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    several = len({row.device_position for row in rows} - {None}) > 1
-    colours = _colours(rows, several_devices=several)
     for axis, (air, bundle) in zip(axes, panels, strict=True):
         here = [row for row in rows if (row.air, row.bundle) == (air, bundle)]
-        series = list(dict.fromkeys(_series(row, several_devices=several) for row in here))
+        series = list(dict.fromkeys(_series(row, told) for row in here))
         for name in series:
             points = sorted(
-                (row for row in here if _series(row, several_devices=several) == name),
+                (row for row in here if _series(row, told) == name),
                 key=lambda row: getattr(row, horizontal),
             )
             across = [getattr(row, horizontal) for row in points]
@@ -90,19 +91,22 @@ def _panels(rows: list[Row], benign: list[Row], *, horizontal: str, title: str, 
     return text[text.index("<svg") :]
 
 
-def _colours(rows: Sequence[Row], *, several_devices: bool) -> dict[str, str]:
+def _colours(rows: Sequence[Row], told: Sequence[str]) -> dict[str, str]:
     """A colour per series, the same in every panel; attacks without further distinction keep theirs."""
-    names = dict.fromkeys(_series(row, several_devices=several_devices) for row in rows)
+    names = dict.fromkeys(_series(row, told) for row in rows)
     others = cycle(MORE_COLOURS)
     return {name: COLOURS.get(name) or next(others) for name in names}
 
 
-def _series(row: Row, *, several_devices: bool) -> str:
+def _told_apart_by(rows: Sequence[Row]) -> list[str]:
+    """The kinds of position of which there are several, so that a name without them would be of two series."""
+    kinds = ("attacker_position", "device_position")
+    return [kind for kind in kinds if len({getattr(row, kind) for row in rows} - {None}) > 1]
+
+
+def _series(row: Row, told: Sequence[str]) -> str:
     name = row.attack if row.crafted_on in {None, row.bundle} else f"{row.attack} from {row.crafted_on}"
     if row.target:
         name += f" → {row.target}"
-    if row.attacker_position:
-        name += f" @ {row.attacker_position}"
-    if several_devices and row.device_position:
-        name += f", device @ {row.device_position}"
-    return name
+    places = [str(getattr(row, kind)) for kind in told if getattr(row, kind)]
+    return f"{name} @ {' to '.join(places)}" if places else name

@@ -94,6 +94,8 @@ def create(folder: Path, material: Material, setup: Setup, command: Sequence[str
     meta = {
         "session_id": f"{plan.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{np.random.default_rng().integers(1 << 32):08x}",
         "plan": plan.name,
+        "seed": plan.seed,
+        "room": plan.room.model_dump(mode="json") if plan.room else None,
         "air": material.air.name,
         "air_facts": material.air.facts(),
         "clips": {"data": plan.clips.data, "split": plan.clips.split, "found": len(material.clips)},

@@ -1,5 +1,7 @@
 import json
+import re
 import signal
+import socket
 
 import numpy as np
 import pyarrow.parquet
@@ -150,3 +152,22 @@ def test_a_session_whose_clips_changed_is_not_mixed(rig, write_plan, tmp_path, r
     done = rig.run("session", "resume", out)
     assert done.returncode == 2
     assert "clips changed" in done.stderr
+
+
+@pytest.mark.parametrize("change", ["seed: 2", "noise_dbfs: -60.0"])
+def test_a_session_whose_plan_changed_is_not_mixed(rig, write_plan, tmp_path, change):
+    """Neither changes a condition or a clip, and both change what the device would hear."""
+    out = tmp_path / "out"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"mqtt://127.0.0.1:{unused.getsockname()[1]}"
+        plan = write_plan(room=ROOM, seed=1, clips={"data": "zoo", "split": "all", "count": 100})
+        assert rig.run("session", "run", plan, "--air", "room", "--broker", url, "--out", out).returncode == 4
+    stored = out / "plan.yaml"
+    key = change.split(":")[0]
+    changed = re.sub(rf"{key}: .*", change, stored.read_text())
+    assert changed != stored.read_text()
+    stored.write_text(changed)
+    refused = rig.run("session", "resume", out, "--broker", "embedded")
+    assert refused.returncode == 2
+    assert "plan.yaml changed" in refused.stderr

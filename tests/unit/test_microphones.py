@@ -201,7 +201,8 @@ def test_resampling_in_pieces_is_resampling_at_once() -> None:
 
 
 def test_rounding_clips() -> None:
-    assert to_pcm16(np.array([-2, -1, 0, 0.99999, 1, 2], np.float32)).tolist() == [
+    assert to_pcm16(np.array([np.nan, -2, -1, 0, 0.99999, 1, 2], np.float32)).tolist() == [
+        0,
         -32768,
         -32768,
         0,

@@ -10,8 +10,8 @@ from edge.sound.ring import Pcm16
 
 
 def to_pcm16(sound: NDArray[np.float32]) -> Pcm16:
-    """Round samples in [-1, 1) to int16; what lies outside is clipped."""
-    rounded: Pcm16 = np.clip(np.rint(sound * np.float32(32768)), -32768, 32767).astype(np.int16)
+    """Round samples in [-1, 1) to int16; what lies outside is clipped, what is no number is silent."""
+    rounded: Pcm16 = np.clip(np.rint(np.nan_to_num(sound) * np.float32(32768)), -32768, 32767).astype(np.int16)
     return rounded
 
 

@@ -173,7 +173,7 @@ class Plan(_Frozen):
 
 
 class Condition(_Frozen):
-    """One cell of the plan; every clip of the plan is played in it ``repeats`` times."""
+    """One cell of the plan; every clip of the plan is played in it, ``repeats`` times where the air is random."""
 
     bundle: str
     attack: str

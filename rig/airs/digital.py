@@ -12,6 +12,7 @@ class DigitalAir:
     """Clip plus perturbation, sample by sample; a sum beyond full scale saturates as a converter would."""
 
     name = "digital"
+    is_random = False
 
     def __init__(self, *, rate_hz: int, window_samples: int) -> None:
         self._rate_hz = rate_hz

@@ -40,6 +40,10 @@ class Air(Protocol):
     def name(self) -> str:
         """The word for it in plans, tables and folders."""
 
+    @property
+    def is_random(self) -> bool:
+        """Whether a clip sounds different each time it is played in the same condition."""
+
     def facts(self) -> dict[str, object]:
         """What was measured of this air, for the record."""
 

@@ -30,6 +30,7 @@ class RoomAir:
     """
 
     name = "room"
+    is_random = True  # the device's noise
 
     def __init__(self, room: Room, *, rate_hz: int, window_samples: int, seed: int) -> None:
         self._room = room

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from edge.errors import PlanError
 from rig.journal import Attempt, Journal
@@ -72,9 +72,9 @@ class Excluded(BaseModel):
 class Summary(BaseModel):
     """``summary.json``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, populate_by_name=True, serialize_by_alias=True)
 
-    schema_version: int = 1
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
     name: str
     complete: bool
     trials: int

@@ -51,6 +51,7 @@ class Setup:
 def order(material: Material, plan: Plan) -> list[Trial]:
     """All trials, shuffled by the plan's seed so that no condition meets a warmer or busier device.
 
+    Where nothing is random, a repeat would be the same trial again and only feign a larger n: it is left out.
     A clip that already says the target of an attack is left out of that attack's conditions.
 
     Raises:
@@ -61,7 +62,7 @@ def order(material: Material, plan: Plan) -> list[Trial]:
         for condition, cell in enumerate(material.conditions)
         for clip, sound in enumerate(material.clips)
         if sound.label != cell.target
-        for repeat in range(plan.repeats)
+        for repeat in range(plan.repeats if material.air.is_random else 1)
     ]
     if not 0 < len(cells) <= MAX_TRIALS:
         raise PlanError(f"plan {plan.name}: {len(cells)} trials, allowed 1 to {MAX_TRIALS}; change clips or conditions")

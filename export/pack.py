@@ -21,6 +21,7 @@ from onnx import ModelProto
 from pydantic import ValidationError
 
 import edge
+from edge import files
 from edge.bundle import container, signing
 from edge.bundle.classifier import Classifier
 from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
@@ -202,19 +203,12 @@ def _replacing(out: Path) -> Iterator[Path]:
     try:
         yield unfinished
         unfinished.chmod(0o644)
-        unfinished.replace(out)
+        files.replace(unfinished, out)
     finally:
         unfinished.unlink(missing_ok=True)
-    folder = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _write(path: Path, chunks: Iterable[bytes]) -> None:
     with path.open("wb") as file:
         for chunk in chunks:
             file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())

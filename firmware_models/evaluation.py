@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,9 @@ import numpy.typing as npt
 from edge.errors import DataError
 from firmware_models.data import Clips
 from firmware_models.progress import Progress, silent
+from firmware_models.statistics import wilson
 
 Scorer = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +37,8 @@ class Evaluation:
     @property
     def top1_interval(self) -> tuple[float, float]:
         """The Wilson 95 % interval of :attr:`top1`."""
-        return wilson(int(np.trace(self.confusion)), self.n)
+        interval = wilson(int(np.trace(self.confusion)), self.n)
+        return interval.low, interval.high
 
     @property
     def recalls(self) -> dict[str, float]:
@@ -98,13 +98,3 @@ def check_labels(model_labels: tuple[str, ...], clips: Clips) -> None:
         raise DataError(
             f"the model's labels ({' '.join(model_labels)}) are not those of {clips.root} ({' '.join(clips.labels)})"
         )
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The Wilson score interval, 95 %, of a rate; (0, 1) for n = 0."""
-    if n == 0:
-        return 0.0, 1.0
-    rate, z2 = successes / n, _Z95 * _Z95
-    middle = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 
+from edge import files
 from edge.bundle.reading import Bundle
 from export.twin import Twin
+from firmware_models.data.cache import cache_folder
 from firmware_models.progress import Progress, silent
-from rig import attacks, files
+from rig import attacks
 from rig.airs.protocol import FULL_SCALE, Pcm
 from rig.clips import Clip
 from rig.plan import Condition
@@ -87,7 +87,6 @@ class Crafter:
         made = self._make(recipe, start, stop)
         buffer = io.BytesIO()
         np.save(buffer, made, allow_pickle=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, buffer.getvalue())
         return made
 
@@ -133,11 +132,6 @@ class Crafter:
         if name not in self._twins:
             self._twins[name] = Twin.from_bundle(self._bundles[name])
         return self._twins[name]
-
-
-def cache_folder() -> Path:
-    """``EARSHOT_CACHE``, or the user's cache folder."""
-    return Path(os.environ.get("EARSHOT_CACHE") or platformdirs.user_cache_dir("earshot"))
 
 
 def _recipe(condition: Condition) -> _Recipe:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 from edge.errors import PlanError, UnavailableError
+from edge.files import replace
 from edge.messages import Prediction
-from rig.files import replace
 from rig.plan import Condition
 
 FILE = "journal.sqlite"

@@ -30,7 +30,7 @@ _PCM, _INDEX = "pcm.i16", "index.json"
 
 
 def cache_folder() -> Path:
-    """Where decoded clips are kept: ``EARSHOT_CACHE``, or the user's cache folder."""
+    """Where what can be made again is kept: ``EARSHOT_CACHE``, or the user's cache folder."""
     chosen = os.environ.get("EARSHOT_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("earshot"))
 

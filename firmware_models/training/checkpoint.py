@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from edge import files
 from edge.errors import UsageError
 from firmware_models.architectures import ARCHITECTURES, FirmwareModel, build
 
@@ -100,29 +98,7 @@ def load_checkpoint(path: Path) -> tuple[FirmwareModel, CheckpointInfo]:
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write tensors and a JSON description, complete or not at all: temporary file, fsync, rename, fsync."""
     content = save({name: t.detach().contiguous() for name, t in tensors.items()}, {_KEY: json.dumps(about)})
-    write_atomically(path, content)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` so that a reader or a power cut finds the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    files.write(path, content)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from edge import files
 from edge.errors import UsageError
 from firmware_models.architectures import FirmwareModel
 from firmware_models.progress import Progress, silent
-from firmware_models.training.checkpoint import CheckpointInfo, load_checkpoint, write_atomically
+from firmware_models.training.checkpoint import CheckpointInfo, load_checkpoint
 from firmware_models.training.recipe import Recipe, load_recipe
 from firmware_models.training.run import METRICS_FILE, STATE_FILE, Material, Run
 
@@ -89,7 +90,7 @@ def _claim(out: Path, config: dict[str, Any], *, resume: bool) -> None:
             raise UsageError(f"{out}: no run to resume here; start it without --resume")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out}: exists and holds other files; name a new folder")
-        write_atomically(stored, content.encode())
+        files.write(stored, content.encode())
         return
     if not resume:
         raise UsageError(f"{out}: holds a run already; go on with --resume or name a new folder")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edge import files
 from firmware_models.architectures import FirmwareModel, build
 from firmware_models.data import Clips
 from firmware_models.data.silence import Noise
@@ -24,7 +25,6 @@ from firmware_models.training.checkpoint import (
     load_tensors,
     save_checkpoint,
     save_tensors,
-    write_atomically,
 )
 from firmware_models.training.recipe import Recipe
 from firmware_models.training.sampling import Sampler
@@ -159,7 +159,7 @@ class Run:
             "validation": best.to_json(),
             "history": self.history,
         }
-        write_atomically(out / METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())
+        files.write(out / METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())
         tensors: dict[str, Tensor] = {}
         for prefix, group in (("model", self.model.state_dict()), ("smooth", self.smooth), ("best", self.best)):
             tensors |= {f"{prefix}.{name}": t for name, t in group.items()}

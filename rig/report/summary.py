@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge.errors import PlanError
+from firmware_models.statistics import wilson
 from rig.journal import Attempt, Journal
 from rig.plan import Condition
-from rig.statistics import wilson
 
 # What an attack is compared with: noise of its budget.
 CONTROL = "random-sign"

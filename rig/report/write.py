@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from pyarrow import Table, parquet, table
 
-from rig import files
+from edge import files
 from rig.journal import Journal
 from rig.report import figures
 from rig.report.summary import Summary, TrialRecord, headlines, read_attempts, summarise

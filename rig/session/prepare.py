@@ -15,8 +15,9 @@ import numpy as np
 import yaml
 
 import edge
+from edge import files
 from edge.errors import PlanError
-from rig import files, journal
+from rig import journal
 from rig.journal import Trial
 from rig.plan import MAX_TRIALS, Plan
 

@@ -12,7 +12,7 @@ import torch
 from edge.errors import DataError
 from firmware_models.architectures import build
 from firmware_models.data import COMMANDS, LABELS, Clips, load
-from firmware_models.evaluation import Evaluation, check_labels, evaluate, wilson
+from firmware_models.evaluation import Evaluation, check_labels, evaluate
 from firmware_models.training.checkpoint import save_checkpoint
 from rig.cli.main import main
 
@@ -56,14 +56,6 @@ def test_progress_reaches_the_end() -> None:
     seen: list[tuple[int, int]] = []
     evaluate(oracle, clips_of([0] * 10), batch=4, progress=lambda done, total, note="": seen.append((done, total)))
     assert seen == [(4, 10), (8, 10), (10, 10)]
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (95, 100, 0.8882, 0.9785), (0, 0, 0.0, 1.0)],
-)
-def test_wilson_intervals_are_those_of_the_tables(successes: int, n: int, low: float, high: float) -> None:
-    assert wilson(successes, n) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_other_labels_and_no_clips_are_errors() -> None:

@@ -17,7 +17,7 @@ from edge.errors import UsageError
 from firmware_models.architectures import build
 from firmware_models.data import LABELS, load
 from firmware_models.scoring import torch_scorer
-from firmware_models.training.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint, write_atomically
+from firmware_models.training.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from firmware_models.training.loop import train
 from firmware_models.training.recipe import Augmentation, Recipe
 from firmware_models.training.run import Material, Run
@@ -185,19 +185,6 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message) as caught:
             load_checkpoint(tmp_path / name)
         assert "\n" not in str(caught.value)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomically(tmp_path / "a", b"old")
-
-    def fail(handle: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(tmp_path / "a", b"new")
-    assert (tmp_path / "a").read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def earshot(*arguments: str, cache: Path) -> subprocess.Popen[str]:

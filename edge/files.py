@@ -14,7 +14,8 @@ def replace(finished: Path, path: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` durably and atomically."""
+    """Write ``content`` to ``path`` durably and atomically; its folder is made if absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_bytes(content)

@@ -17,10 +17,10 @@ from edge.bundle.reading import Bundle
 from edge.errors import UsageError
 from export import parity
 from export.card import Facts
-from export.onnx_graph import to_onnx
+from export.graphs.from_torch import to_onnx
 from export.pack import Bits, Identity, Profile, pack
 from export.parity import Agreement
-from export.quantise import QuantisationSettings, quantise_int8
+from export.fixed_point.quantise import QuantisationSettings, quantise_int8
 from export.twin import Twin
 from firmware_models.architectures import FirmwareModel
 from firmware_models.data import Clips

@@ -13,7 +13,7 @@ from torch import nn
 
 import edge  # noqa: F401 - switches onnxruntime's telemetry off before its first import
 from edge.errors import ThresholdError
-from export.onnx_graph import INPUT, OUTPUT
+from export.graphs.from_torch import INPUT, OUTPUT
 from firmware_models.progress import Progress, silent
 
 FP32_MAX_ABS = 1e-4

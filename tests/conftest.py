@@ -278,8 +278,8 @@ def random_lms():
 @pytest.fixture(scope="session")
 def lms_graphs(random_lms) -> dict:
     """The FP32 and the INT8 graph of ``random_lms``, by bits."""
-    from export.onnx_graph import to_onnx
-    from export.quantise import quantise_int8
+    from export.graphs.from_torch import to_onnx
+    from export.fixed_point.quantise import quantise_int8
 
     fp32 = to_onnx(random_lms)
     return {32: fp32, 8: quantise_int8(fp32, noise_pcm(64))}

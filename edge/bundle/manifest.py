@@ -38,11 +38,28 @@ class _Frozen(BaseModel):
 
 
 class Quantisation(_Frozen):
-    """The number format of weights and activations, and for whom the graph was made."""
+    """The number format of weights (``bits``) and activations (None: as wide), and for whom the graph was made.
+
+    Profile ``storage`` is loaded with the session option ``session.disable_quant_qdq=1``: its widths have no
+    kernels, the CPU computes in 32-bit floating point.
+    """
 
     bits: Literal[4, 8, 16, 32]
+    activation_bits: Literal[4, 8, 16, 32] | None = None
     profile: Literal["cpu", "portable", "storage"] = "cpu"
     scheme: str = "none"
+
+
+class Ensemble(_Frozen):
+    """A stochastic ensemble: the graph takes noise as a second input and gives the mean of its members' softmax.
+
+    The device feeds independent standard normal numbers, float32 (members, noise_values), fresh for every window;
+    the graph scales them (mean and deviation of every layer are constants in it).
+    """
+
+    members: Annotated[int, Field(ge=1, le=256)]
+    noise_values: Annotated[int, Field(ge=1, le=1 << 20)]
+    noise_name: str = "noise"
 
 
 class Member(_Frozen):
@@ -78,6 +95,7 @@ class Manifest(_Frozen):
     score_kind: Literal["logits", "probabilities"] = "logits"
     log_floor: float | None = None
     quantisation: Quantisation
+    ensemble: Ensemble | None = None
     golden_tolerance: Tolerance
     members: dict[str, Member]
     training_data: str

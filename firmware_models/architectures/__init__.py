@@ -9,10 +9,12 @@ from pydantic import ValidationError
 
 from edge.errors import UsageError
 from firmware_models.architectures.base import FirmwareModel
+from firmware_models.architectures.ete import Ete
+from firmware_models.architectures.lm import Lm
 from firmware_models.architectures.lms import Lms
 from firmware_models.architectures.residual import Residual
 
-ARCHITECTURES: dict[str, type[FirmwareModel]] = {"lms": Lms, "residual": Residual}
+ARCHITECTURES: dict[str, type[FirmwareModel]] = {"ete": Ete, "lm": Lm, "lms": Lms, "residual": Residual}
 
 __all__ = ["ARCHITECTURES", "FirmwareModel", "build"]
 

@@ -14,7 +14,7 @@ from rig.cli.console import print_json, progress, say
 
 if TYPE_CHECKING:
     from export.build import Built
-    from export.quantise import QuantisationSettings
+    from export.fixed_point.quantise import QuantisationSettings
     from firmware_models.data import Clips
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Turn a checkpoint into a signed bundle.")
@@ -95,7 +95,7 @@ def export(
 
 def _settings(method: str) -> QuantisationSettings:
     from edge.errors import UsageError
-    from export.quantise import QuantisationSettings
+    from export.fixed_point.quantise import QuantisationSettings
 
     if method not in METHODS:
         raise UsageError(f"--method {method!r}: use one of {', '.join(METHODS)}")

@@ -8,8 +8,8 @@ import pytest
 from edge.bundle.onnx_wire import check_self_contained
 from edge.errors import DataError
 from export import parity
-from export.onnx_graph import front_end_nodes, to_onnx
-from export.quantise import QuantisationSettings, quantise_int8
+from export.graphs.from_torch import front_end_nodes, to_onnx
+from export.fixed_point.quantise import QuantisationSettings, quantise_int8
 
 
 def initializers(model) -> dict:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from edge.bundle.reading import Bundle
 from edge.errors import UsageError
-from export.operators import MOVING, OPERATORS, refuse
+from export.twin.operators import MOVING, OPERATORS, refuse
 
 Array = npt.NDArray[Any]
 Grid = tuple[float, int, int, int]

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import edge  # noqa: F401 - switches onnxruntime's telemetry off before its first import
 from edge.errors import DataError
-from export.onnx_graph import INPUT, OUTPUT, front_end_nodes
+from export.graphs.from_torch import INPUT, OUTPUT, front_end_nodes
 from firmware_models.progress import Progress, silent
 
 Method = Literal["minmax", "entropy", "percentile", "distribution"]
@@ -59,7 +59,7 @@ def quantise_int8(
     """INT8 version of an exported graph, profile ``cpu``.
 
     Args:
-        model: from :func:`export.onnx_graph.to_onnx`; it is not changed.
+        model: from :func:`export.graphs.from_torch.to_onnx`; it is not changed.
         pcm: calibration clips, float32 (n, samples); 1000 or more of the training split for a real model.
         settings: see :class:`QuantisationSettings`.
         progress: told once per batch.

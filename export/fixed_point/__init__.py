@@ -1,0 +1,1 @@
+"""Fixed point: number formats, ranges and scales from calibration, quantised graphs."""

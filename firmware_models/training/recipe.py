@@ -81,9 +81,10 @@ class Distillation(_Frozen):
 class Recipe(_Frozen):
     """Everything that decides what a training run does, apart from the data and the seed of a repetition.
 
-    ``settings`` go to the architecture, which hears ``window_s`` seconds at a time. The learning rate rises for ``warmup_steps``, then follows a cosine to 0.
-    ``ema_decay`` smooths the weights that are validated and kept. ``mixup`` is the alpha of its Beta distribution,
-    0 is off. ``keep`` is which weights become the result: the best on the validation split or the last.
+    ``settings`` go to the architecture, which hears ``window_s`` seconds at a time. The learning rate rises for
+    ``warmup_steps``, then follows a cosine to 0. ``ema_decay`` smooths the weights that are validated and kept.
+    ``mixup`` is the alpha of its Beta distribution, 0 is off. ``keep`` is which weights become the result: the best
+    on the validation split or the last.
     """
 
     architecture: str

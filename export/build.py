@@ -18,7 +18,8 @@ from edge.errors import UsageError
 from export import parity
 from export.card import Facts
 from export.graphs.from_torch import to_onnx
-from export.pack import Bits, Identity, Profile, pack
+from export.fixed_point.number_format import NumberFormat
+from export.pack import identity_of, pack
 from export.parity import Agreement
 from export.fixed_point.quantise import QuantisationSettings, quantise_int8
 from export.twin import Twin
@@ -56,18 +57,6 @@ class Built:
     drop: float | None
 
 
-def check_format(bits: int, profile: str) -> tuple[Bits, Profile]:
-    """Return the number format if it can be exported.
-
-    Raises:
-        UsageError: it cannot; the message names those that can.
-    """
-    if (bits, profile) not in AVAILABLE:
-        known = ", ".join(f"--bits {width} --profile {kind}" for width, kind in AVAILABLE)
-        raise UsageError(f"--bits {bits} --profile {profile} is not available: use {known}")
-    return (8 if bits == 8 else 32), "cpu"
-
-
 def calibration_pcm(train: Clips, count: int = CALIBRATION_CLIPS) -> npt.NDArray[np.float32]:
     """A reproducible choice of training clips, float32 (count, samples); all of them where there are fewer."""
     order = np.random.default_rng(_CALIBRATION_SEED).permutation(len(train))[:count]
@@ -78,7 +67,7 @@ def build(
     model: FirmwareModel,
     out: Path,
     *,
-    bits: Bits,
+    form: NumberFormat,
     name: str,
     version: int,
     key: Ed25519PrivateKey,
@@ -104,17 +93,17 @@ def build(
     )
     metrics = {"parity_max_abs": fp32.max_abs}
     graph, scores, drop = fp32_graph, fp32_scores, None
-    if bits == 8:
+    if form.bits == 8:
         graph = quantise_int8(fp32_graph, material.calibration, settings, progress=progress)
         scores = trial.by_onnxruntime(graph, "INT8, onnxruntime")
         metrics["calibration_clips"] = float(len(material.calibration))
         metrics |= {f"fp32_{key}": value for key, value in trial.accuracy(fp32_scores).items()}
         if trial.labelled:
-            drop = parity.check_drop(trial.top1(fp32_scores), trial.top1(scores), n=len(trial.pcm))
-    twin = parity.check_labels(scores, trial.by_torch(Twin(graph), "twin"))
+            drop = parity.check_drop(trial.top1(fp32_scores), trial.top1(scores), n=len(trial.pcm), limit=parity.MAX_DROP[8])
+    twin = parity.check_labels(scores, trial.by_torch(Twin(graph), "twin"), limit=0.995)
     metrics |= {"twin_labels_equal": twin.labels_equal, **trial.accuracy(scores)}
     facts = dataclasses.replace(facts, metrics={**facts.metrics, **metrics})
-    identity = Identity.of(model, name=name, version=version, bits=bits)
+    identity = identity_of(model, name=name, version=version, form=form)
     return Built(bundle=pack(out, graph, identity, key=key, facts=facts), fp32=fp32, twin=twin, drop=drop)
 
 

@@ -6,19 +6,44 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from export.fixed_point.number_format import NumberFormat
+
 SPEECH_COMMANDS = (
     "Google Speech Commands v0.02 (Warden 2018, arXiv:1804.03209), training speakers only, CC BY 4.0: "
     "https://creativecommons.org/licenses/by/4.0/"
 )
+SPEECH_COMMANDS_LICENCE = "Apache-2.0 (weights); training data CC BY 4.0, see the card for attribution"
 
-WIDTHS = {
-    32: "Weights and activations are 32-bit floating point, and the CPU computes in 32-bit floating point.",
-    8: (
-        "Weights are signed 8-bit per output channel (within +-64, so that processors with and without VNNI agree), "
-        "activations unsigned 8-bit per tensor, biases 32-bit integers. onnxruntime's CPU provider multiplies 8-bit "
-        "integers and adds in 32 bits. The log-mel front end and the scores stay in 32-bit floating point."
-    ),
-}
+_FLOAT = "the CPU computes in 32-bit floating point"
+_ROUNDED_FRONT_END = "The log-mel front end (where there is one) and the scores stay in 32-bit floating point."
+
+
+def computes_in(form: NumberFormat) -> str:
+    """In which width a processor really computes with a graph of this format; a sentence or two for the card."""
+    if not form.quantised:
+        return f"Weights and activations are 32-bit floating point, and {_FLOAT}."
+    if form.profile == "storage":
+        numbers = (
+            f"Weights are stored in {form.bits} bits, activations are not rounded"
+            if form.activation_bits == 32
+            else f"Weights are rounded to {form.bits} bits and activations to {form.activation_bits}"
+        )
+        return (
+            f"{numbers}; the arithmetic has no such width: {_FLOAT}. This bundle is smaller than FP32, not faster; it "
+            f"is loaded with session.disable_quant_qdq=1. {_ROUNDED_FRONT_END}"
+        )
+    channels = "per output channel" if form.per_channel else "per tensor"
+    if form.profile == "cpu":
+        return (
+            f"Weights are signed 8-bit {channels} (within +-64, so that processors with and without VNNI agree), "
+            "activations unsigned 8-bit per tensor, biases 32-bit integers. onnxruntime's CPU provider multiplies 8-bit "
+            f"integers and adds in 32 bits. {_ROUNDED_FRONT_END}"
+        )
+    return (
+        f"Weights are signed 8-bit {channels}, activations signed 8-bit per tensor, both symmetric, biases 32-bit "
+        "floating point: the form that TensorRT takes. onnxruntime's CPU provider multiplies 8-bit integers, too; "
+        f"processors without VNNI may saturate on the full range of the weights. {_ROUNDED_FRONT_END}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +54,8 @@ class Facts:
     ``metrics`` go into the manifest and the card by name.
     """
 
-    training_data: str = SPEECH_COMMANDS
-    licence: str = "Apache-2.0 (weights); training data CC BY 4.0, see the card for attribution"
+    training_data: str = "not stated"
+    licence: str = "not stated: do not pass it on"
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -42,9 +67,8 @@ def render(
     name: str,
     version: int,
     architecture: str,
-    bits: int,
-    profile: str,
-    scheme: str,
+    form: NumberFormat,
+    score_kind: str,
     labels: Sequence[str],
     rate_hz: int,
     window_samples: int,
@@ -61,21 +85,21 @@ def render(
     lines = [
         f"# {name}, version {version}",
         "",
-        f"A firmware model for earshot: architecture `{architecture}`, {bits} bits, profile `{profile}`.",
+        f"A firmware model for earshot: architecture `{architecture}`, {form.bits} bits, profile `{form.profile}`.",
         "",
         "| | |",
         "|---|---|",
         f"| input | `pcm`, float32 (batch, {window_samples}) in [-1, 1], mono, {rate_hz} Hz |",
-        f"| output | `scores`, float32 (batch, {len(labels)}), logits |",
+        f"| output | `scores`, float32 (batch, {len(labels)}), {score_kind} |",
         f"| labels | {' '.join(labels)} |",
         f"| parameters | {parameters:,} |",
         f"| size of the graph | {model_bytes / 1e6:.3f} MB |",
         f"| log floor | {floor} |",
-        f"| number format | {scheme} |",
+        f"| number format | {form.scheme} |",
         "",
         "## Number format",
         "",
-        WIDTHS[bits],
+        computes_in(form),
         "",
         "## Training",
         "",

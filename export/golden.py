@@ -6,16 +6,16 @@ import numpy as np
 import numpy.typing as npt
 
 _SEED = 20_250_101
-_PARTS = 4
+_PARTS = 8
 
 
 def golden_pcm(samples: int, rate_hz: int) -> npt.NDArray[np.int16]:
-    """Two clips of four sounds each, which reach every part of a front end: loud and faint, tonal and noisy, short.
+    """One clip of eight sounds, which reach every part of a front end: loud and faint, tonal and noisy, short.
 
-    Two, because golden vectors are a tenth of a small bundle as it is.
+    One, because golden vectors are a large part of a small bundle as it is.
 
     Returns:
-        int16 (2, samples).
+        int16 (1, samples).
     """
     rng = np.random.default_rng(_SEED)
     part = samples // _PARTS
@@ -24,17 +24,13 @@ def golden_pcm(samples: int, rate_hz: int) -> npt.NDArray[np.int16]:
     clicks[:: max(1, part // 5)] = 1.0
     rumble = np.cumsum(rng.standard_normal(part))
     rumble -= np.linspace(rumble[0], rumble[-1], part)
-    clips = np.zeros((2, samples))
-    for clip, sounds in zip(
-        clips,
-        (
-            (_at(sweep, 0.5), _at(noise, 0.9), _at(vowel, 0.6), _at(clicks, 0.99)),
-            (_at(rumble, 0.3), _at(vowel + 0.1 * noise, 0.15), _at(sweep[::-1], 0.02), _at(noise[::-1], 0.003)),
-        ),
-        strict=True,
-    ):
-        clip[: part * _PARTS] = np.concatenate(sounds)
-    return np.round(clips * 32767).astype(np.int16)
+    sounds = (
+        *(_at(sweep, 0.5), _at(noise, 0.9), _at(vowel, 0.6), _at(clicks, 0.99)),
+        *(_at(rumble, 0.3), _at(vowel + 0.1 * noise, 0.15), _at(sweep[::-1], 0.02), _at(noise[::-1], 0.003)),
+    )
+    clip = np.zeros((1, samples))
+    clip[0, : part * _PARTS] = np.concatenate(sounds)
+    return np.round(clip * 32767).astype(np.int16)
 
 
 def _sweep(samples: int, rate_hz: int) -> npt.NDArray[np.float64]:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from export.card import SPEECH_COMMANDS, Facts
-from firmware_models.data import SILENCE
+from export.card import SPEECH_COMMANDS, SPEECH_COMMANDS_LICENCE, Facts
+from firmware_models.data import LABELS, SILENCE
 from firmware_models.training.checkpoint import CheckpointInfo
 from firmware_models.training.loop import TEACHER
 
@@ -31,10 +31,12 @@ def facts_of(checkpoint: Path, info: CheckpointInfo) -> Facts:
     seed = f" --seed {training['seed']}" if "seed" in training else ""
     added = " --synthetic DIR" if synthetic else ""
     training.setdefault("command", f"earshot train {info.architecture} --data DIR{added} --out RUN{seed}")
+    if info.labels != LABELS:
+        return Facts(training=training)
     sources = [SPEECH_COMMANDS + _counts(data.get("train", {}))]
     if synthetic:
         sources.append(f"{synthetic} clips synthesised with espeak-ng (python -m firmware_models.zoo.synthesise)")
-    return Facts(training=training, training_data="; ".join(sources))
+    return Facts(training=training, training_data="; ".join(sources), licence=SPEECH_COMMANDS_LICENCE)
 
 
 def _counts(part: dict[str, Any]) -> str:

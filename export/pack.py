@@ -24,23 +24,32 @@ import edge
 from edge import files
 from edge.bundle import container, signing
 from edge.bundle.classifier import Classifier
-from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
+from edge.bundle.manifest import (
+    CARD,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    SIGNATURE,
+    Ensemble,
+    Manifest,
+    Member,
+    Quantisation,
+    Tolerance,
+)
 from edge.bundle.onnx_wire import check_self_contained
 from edge.bundle.reading import Bundle, describe_untrusted, read_bundle
 from edge.errors import BundleError, UsageError
 from edge.messages import NAME_PATTERN
 from export import card
 from export.card import Facts
+from export.fixed_point.number_format import NumberFormat
 from export.golden import golden_pcm
 from export.parity import graph_scores
 from firmware_models.architectures import FirmwareModel
 
-Bits = Literal[8, 32]
-Profile = Literal["cpu"]
-
-SCHEMES = {32: "FP32", 8: "U8S8 per channel, static, Q/DQ"}
-# The last bits of FP32 differ between CPUs; in INT8 they can move a value to the next step, worth some 0.01.
-TOLERANCES = {32: 1e-3, 8: 0.1}
+ScoreKind = Literal["logits", "probabilities"]
+# The last bits of FP32 differ between CPUs; with rounded activations they can move a value to the next step.
+TOLERANCES = {32: 1e-3, 16: 1e-2, 8: 0.1, 4: 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +64,24 @@ class Identity:
     window_samples: int
     log_floor: float | None
     parameters: int
-    bits: Bits
-    profile: Profile = "cpu"
+    form: NumberFormat = NumberFormat()
+    score_kind: ScoreKind = "logits"
+    ensemble: Ensemble | None = None
 
-    @classmethod
-    def of(cls, model: FirmwareModel, *, name: str, version: int, bits: Bits) -> Identity:
-        """The identity of a model that is to be packed in a number format."""
-        return cls(
-            name=name,
-            version=version,
-            architecture=model.name,
-            labels=model.labels,
-            rate_hz=model.rate_hz,
-            window_samples=model.window_samples,
-            log_floor=model.log_floor,
-            parameters=model.parameter_count(),
-            bits=bits,
-        )
+
+def identity_of(model: FirmwareModel, *, name: str, version: int, form: NumberFormat | None = None) -> Identity:
+    """The identity of a trained model that is packed in a number format, FP32 by default."""
+    return Identity(
+        name=name,
+        version=version,
+        architecture=model.name,
+        labels=model.labels,
+        rate_hz=model.rate_hz,
+        window_samples=model.window_samples,
+        log_floor=model.log_floor,
+        parameters=model.parameter_count(),
+        form=form or NumberFormat(),
+    )
 
 
 def pack(
@@ -98,10 +108,10 @@ def pack(
     pcm = golden_pcm(identity.window_samples, identity.rate_hz) if golden is None else golden
     model = graph.SerializeToString(deterministic=True)
     check_self_contained(model)
-    members = {
-        MODEL: model,
-        GOLDEN: _npz(pcm, graph_scores(graph, pcm.astype(np.float32) / np.float32(32768))),
-    }
+    scores = graph_scores(
+        graph, pcm.astype(np.float32) / np.float32(32768), storage=identity.form.profile == "storage"
+    )
+    members = {MODEL: model, GOLDEN: _npz(pcm, scores)}
     members[CARD] = _card(facts, identity, len(model)).encode()
     members[MANIFEST] = (_manifest(facts, identity, members).model_dump_json(indent=1) + "\n").encode()
     members[SIGNATURE] = signing.sign(key, members[MANIFEST])
@@ -134,6 +144,7 @@ def next_version(out: Path, name: str, wanted: int | None) -> int:
 
 
 def _manifest(facts: Facts, identity: Identity, members: dict[str, bytes]) -> Manifest:
+    form = identity.form
     try:
         return Manifest(
             name=identity.name,
@@ -143,8 +154,12 @@ def _manifest(facts: Facts, identity: Identity, members: dict[str, bytes]) -> Ma
             rate_hz=identity.rate_hz,
             window_samples=identity.window_samples,
             log_floor=identity.log_floor,
-            quantisation=Quantisation(bits=identity.bits, profile=identity.profile, scheme=SCHEMES[identity.bits]),
-            golden_tolerance=Tolerance(max_abs=TOLERANCES[identity.bits]),
+            score_kind=identity.score_kind,
+            quantisation=Quantisation(
+                bits=form.bits, activation_bits=form.activation_bits, profile=form.profile, scheme=form.scheme
+            ),
+            ensemble=identity.ensemble,
+            golden_tolerance=Tolerance(max_abs=TOLERANCES[form.activation_bits]),
             members={
                 name: Member(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
                 for name, data in members.items()
@@ -173,9 +188,8 @@ def _card(facts: Facts, identity: Identity, model_bytes: int) -> str:
         name=identity.name,
         version=identity.version,
         architecture=identity.architecture,
-        bits=identity.bits,
-        profile=identity.profile,
-        scheme=SCHEMES[identity.bits],
+        form=identity.form,
+        score_kind=identity.score_kind,
         labels=identity.labels,
         rate_hz=identity.rate_hz,
         window_samples=identity.window_samples,

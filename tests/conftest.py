@@ -290,10 +290,11 @@ def make_bundle(random_lms, lms_graphs, keys: Keys) -> Callable[..., Path]:
     """Packs a bundle of random weights signed with ``keys``: ``make_bundle(folder, bits=8, name=..., version=2)``."""
 
     def make(folder: Path, *, bits: int = 32, name: str | None = None, version: int = 1) -> Path:
-        from export.pack import Identity, pack
+        from export.fixed_point.number_format import number_format
+        from export.pack import identity_of, pack
 
         name = name or ("lms-fp32" if bits == 32 else "lms-int8")
-        identity = Identity.of(random_lms, name=name, version=version, bits=bits)
+        identity = identity_of(random_lms, name=name, version=version, form=number_format(bits))
         return pack(folder / f"{name}.earshot", lms_graphs[bits], identity, key=keys.signer).path
 
     return make

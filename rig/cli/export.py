@@ -54,11 +54,12 @@ def export(
     from edge.bundle.signing import load_private_key
     from edge.errors import UsageError
     from export import build, pack
+    from export.fixed_point.number_format import number_format
     from export.origin import facts_of
     from firmware_models import data
     from firmware_models.training.checkpoint import load_checkpoint
 
-    chosen_bits, _ = build.check_format(bits, profile)
+    form = number_format(bits, profile=profile)
     settings = _settings(method)
     signer = load_private_key(key)
     if out.suffix != ".earshot":
@@ -79,7 +80,7 @@ def export(
         built = build.build(
             model,
             out,
-            bits=chosen_bits,
+            form=form,
             name=name,
             version=chosen_version,
             key=signer,

@@ -123,11 +123,11 @@ def test_one_flipped_byte(earshot, int8_bundle, keys, tmp_path):
 
 def test_text_of_strangers_cannot_steer_the_terminal(earshot, tmp_path, keys, lms_graphs, random_lms):
     from export.card import Facts
-    from export.pack import Identity, pack
+    from export.pack import identity_of, pack
 
     path = tmp_path / "a.earshot"
     facts = Facts(training_data="\x1b[2Jgone\r", notes=("\x1b]0;title\x07",))
-    pack(path, lms_graphs[32], Identity.of(random_lms, name="a", version=1, bits=32), key=keys.signer, facts=facts)
+    pack(path, lms_graphs[32], identity_of(random_lms, name="a", version=1), key=keys.signer, facts=facts)
     shown = earshot("bundle", "show", path, "--card").stdout
     assert "gone" in shown
     assert not set(shown) & {"\x1b", "\x07", "\r"}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import edge
+from edge.bundle.manifest import MAX_MEMBERS
 from edge.errors import EXIT_BUG, EXIT_OK, EXIT_STOPPED, EarshotError, UsageError, refused
 from edge.messages import check_name
 from edge.mqtt.broker_url import PASSWORD_FILE_VARIABLE, PASSWORD_VARIABLE, BrokerUrl
@@ -67,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--state-dir", type=Path, metavar="DIR", help="keeps the outbox (default: ~/.local/state/earshot)")
     run.add_argument("--connect-timeout", type=float, default=0.0, metavar="S", help="give up on the broker (0: never)")
     run.add_argument("--listen-continuously", type=float, metavar="HOP_MS", help="classify every HOP_MS, unasked")
+    run.add_argument(
+        "--log-noise-seed", action="store_true", help="publish the seed of each window's noise (ensembles)"
+    )
     run.add_argument("--exit-on-stdin-eof", action="store_true", help="stop when standard input closes")
     run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
 
@@ -84,11 +88,14 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
         "--trust", required=True, type=Path, action="append", metavar="KEY.pub", help="public key that signs bundles"
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one inference (default: 1)")
+    parser.add_argument("--members", type=int, metavar="N", help="members of a stochastic ensemble (default: bundle's)")
 
 
 def _check(options: argparse.Namespace) -> None:
     if not 1 <= options.threads <= 64:
         raise UsageError(f"--threads {options.threads}: use 1 to 64")
+    if options.members is not None and not 1 <= options.members <= MAX_MEMBERS:
+        raise UsageError(f"--members {options.members}: use 1 to {MAX_MEMBERS}")
     if options.command != "run":
         return
     check_name(options.name)
@@ -118,10 +125,12 @@ def _run(options: argparse.Namespace) -> int:
         return read_bundle(options.bundle, trusted=[load_public_key(path) for path in options.trust])
 
     bundle = apart(verified)
+    if options.log_noise_seed and bundle.manifest.ensemble is None:
+        raise UsageError(f"--log-noise-seed: {bundle.manifest.name} is no stochastic ensemble, it has no noise")
     stop = threading.Event()
     if options.exit_on_stdin_eof:
         _watch_stdin(stop)
-    classifier = Classifier(bundle, threads=options.threads)
+    classifier = Classifier(bundle, threads=options.threads, members=options.members)
     difference = classifier.check_golden()
     # onnxruntime has made its own of the graph.
     bundle = replace(bundle, model=b"")
@@ -130,6 +139,8 @@ def _run(options: argparse.Namespace) -> int:
         "bundle %s version %d (%s), signed by %s, golden vectors within %.2g",
         *(manifest.name, manifest.version, bundle.sha256[:12], bundle.key, difference),
     )
+    if classifier.members is not None:
+        log.info("stochastic ensemble of %d members, fresh noise for every window", classifier.members)
     source = microphone(options.microphone, manifest.rate_hz)
     with claimed(options.state_dir or default_state_dir(), options.name) as folder:
         device = Device(
@@ -140,6 +151,7 @@ def _run(options: argparse.Namespace) -> int:
             url=url,
             state_dir=folder,
             hop_ms=options.listen_continuously,
+            publish_noise_seed=options.log_noise_seed,
         )
         log.info("device %s, boot %s, microphone %s", options.name, device.boot_id, source.name)
 
@@ -215,6 +227,7 @@ def _doctor(options: argparse.Namespace) -> int:
         bundle_path=options.bundle,
         key_paths=options.trust,
         threads=options.threads,
+        members=options.members,
         broker=options.broker,
         microphone_spec=options.microphone,
     )

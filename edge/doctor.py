@@ -57,6 +57,7 @@ def examine(
     bundle_path: Path,
     key_paths: Sequence[Path],
     threads: int = 1,
+    members: int | None = None,
     broker: str | None = None,
     microphone_spec: str | None = None,
 ) -> list[Finding]:
@@ -65,7 +66,7 @@ def examine(
     bundle, finding = _bundle(bundle_path, key_paths)
     findings.append(finding)
     if bundle is not None:
-        findings.append(_attempt("model", lambda: _model(bundle, threads)))
+        findings.append(_attempt("model", lambda: _model(bundle, threads, members)))
     if microphone_spec is None or microphone_spec.partition(":")[0] == "sounddevice":
         findings.append(_attempt("PortAudio", _portaudio))
     if broker is not None:
@@ -125,8 +126,8 @@ def _bundle(path: Path, key_paths: Sequence[Path]) -> tuple[Bundle | None, Findi
     return bundle, Finding("bundle", ok=True, detail=detail)
 
 
-def _model(bundle: Bundle, threads: int) -> Finding:
-    classifier = Classifier(bundle, threads=threads)
+def _model(bundle: Bundle, threads: int, members: int | None) -> Finding:
+    classifier = Classifier(bundle, threads=threads, members=members)
     difference = classifier.check_golden()
     clip = bundle.golden_pcm[:1]
     times_ms = []
@@ -137,7 +138,11 @@ def _model(bundle: Bundle, threads: int) -> Finding:
     p50, p95, p99 = (float(value) for value in np.percentile(times_ms, (50, 95, 99)))
     detail = f"golden vectors within {difference:.2g}; latency p50 {p50:.2f} ms, p95 {p95:.2f} ms, p99 {p99:.2f} ms"
     values = {"golden_difference": difference, "latency_p50_ms": p50, "latency_p95_ms": p95, "latency_p99_ms": p99}
-    return Finding("model", ok=True, detail=f"{detail} ({threads} thread(s))", values=values)
+    detail += f" ({threads} thread(s))"
+    if classifier.members is not None:
+        detail += f", ensemble of {classifier.members}"
+        values["members"] = float(classifier.members)
+    return Finding("model", ok=True, detail=detail, values=values)
 
 
 def _broker(url: BrokerUrl) -> Finding:

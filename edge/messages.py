@@ -60,7 +60,10 @@ class State(Message):
 
 
 class Info(Message):
-    """What runs on the device: bundle, versions, microphone. Sent at start and when it changes."""
+    """What runs on the device: bundle, versions, microphone. Sent at start and when it changes.
+
+    ``members`` is the number of members where the model is a stochastic ensemble.
+    """
 
     boot_id: Identifier
     version: str
@@ -73,6 +76,7 @@ class Info(Message):
     microphone: str
     stream_id: Identifier | None = None
     providers: tuple[str, ...] = ()
+    members: Annotated[int, Field(gt=0)] | None = None
 
 
 class Prediction(Message):
@@ -82,7 +86,9 @@ class Prediction(Message):
 
     ``sample_index`` is the first sample of the window, counted from the start of ``stream_id``;
     ``scores`` has one number per label, as the model gives them; ``pcm_sha256`` is the hash of the window
-    as little-endian signed 16-bit samples, so that the rig can prove what was heard.
+    as little-endian signed 16-bit samples, so that the rig can prove what was heard. ``noise_seed`` is what the noise
+    of a stochastic ensemble was drawn from for this window, where the device was told to publish it; with the
+    ``members`` of :class:`Info` it makes the scores again, see :func:`edge.bundle.noise.standard_normal`.
     """
 
     boot_id: Identifier
@@ -100,6 +106,7 @@ class Prediction(Message):
     bundle_sha256: Sha256
     pcm_sha256: Sha256
     xruns: Counter
+    noise_seed: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
 
 
 class Level(Message):

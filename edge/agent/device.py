@@ -47,6 +47,7 @@ class Device:
         url: the broker.
         state_dir: existing folder for the outbox; this process alone uses it.
         hop_ms: without being asked, classify a window every ``hop_ms``; None listens only on command.
+        publish_noise_seed: tell with every prediction of a stochastic ensemble what its noise was drawn from.
 
     Raises:
         UnavailableError: ``state_dir`` cannot be written.
@@ -63,6 +64,7 @@ class Device:
         url: BrokerUrl,
         state_dir: Path,
         hop_ms: float | None = None,
+        publish_noise_seed: bool = False,
     ) -> None:
         rate_hz = bundle.manifest.rate_hz
         self.name = name
@@ -72,7 +74,7 @@ class Device:
         self._connected_anew = threading.Event()
         self._streams = streams = Streams(rate_hz, bundle.manifest.window_samples, self._wake.set)
         self._trials = Trials(streams)
-        self._predictor = Predictor(name, self.boot_id, bundle, classifier)
+        self._predictor = Predictor(name, self.boot_id, bundle, classifier, publish_noise_seed=publish_noise_seed)
         self._commands = Commands(name, complain=self._complain, on_command=self._wake.set)
         self._link = link = Link(url, name, self.boot_id, on_command=self._commands.receive, on_ready=self._on_ready)
         self._outbox = Outbox(state_dir / OUTBOX_FILE)
@@ -82,6 +84,7 @@ class Device:
             boot_id=self.boot_id,
             bundle=bundle,
             providers=classifier.providers,
+            members=classifier.members,
             microphone=microphone,
             streams=streams,
             link=link,

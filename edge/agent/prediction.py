@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 
 import numpy as np
 
 from edge.bundle.classifier import Classifier
+from edge.bundle.noise import fresh_seed
 from edge.bundle.reading import Bundle
 from edge.errors import DataError
 from edge.messages import Listen, Prediction
 from edge.sound.ring import Pcm16
 
+log = logging.getLogger(__name__)
+
 
 class Predictor:
-    """Classifies one window at a time, so that ``latency_ms`` is what one window costs, and numbers the results."""
+    """Classifies one window at a time, so that ``latency_ms`` is what one window costs, and numbers the results.
 
-    def __init__(self, device: str, boot_id: str, bundle: Bundle, classifier: Classifier) -> None:
+    ``publish_noise_seed`` tells with every prediction of a stochastic ensemble, and in the log, what its noise was
+    drawn from; otherwise nobody ever learns it.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        boot_id: str,
+        bundle: Bundle,
+        classifier: Classifier,
+        *,
+        publish_noise_seed: bool = False,
+    ) -> None:
         self.boot_id = boot_id
         self.bundle_sha256 = bundle.sha256
         self._device = device
         self._labels = bundle.manifest.labels
         self._classifier = classifier
+        self._publish_noise_seed = publish_noise_seed
         self._seq = 0
 
     def predict(
@@ -34,10 +51,16 @@ class Predictor:
             DataError: the model gave a score that is not finite.
         """
         start_ns = time.perf_counter_ns()
-        scores = self._classifier.scores(pcm.astype(np.float32)[np.newaxis] / np.float32(32768))[0]
+        seed = None if self._classifier.members is None else fresh_seed()
+        noise = None if seed is None else self._classifier.noise(seed)
+        scores = self._classifier.scores(pcm.astype(np.float32)[np.newaxis] / np.float32(32768), noise=noise)[0]
         latency_ms = (time.perf_counter_ns() - start_ns) / 1e6
         if not np.isfinite(scores).all():
             raise DataError("the model gave a score that is not finite")
+        published = seed.hex() if seed is not None and self._publish_noise_seed else None
+        if published is not None:
+            members = self._classifier.members
+            log.info("window at %d of %s: noise seed %s, %d members", sample_index, stream_id, published, members)
         prediction = Prediction(
             device=self._device,
             boot_id=self.boot_id,
@@ -55,6 +78,7 @@ class Predictor:
             bundle_sha256=self.bundle_sha256,
             pcm_sha256=hashlib.sha256(pcm.astype("<i2", copy=False).tobytes()).hexdigest(),
             xruns=xruns,
+            noise_seed=published,
         )
         self._seq += 1
         return prediction

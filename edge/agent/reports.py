@@ -27,6 +27,7 @@ class Reports:
         boot_id: str,
         bundle: Bundle,
         providers: Sequence[str],
+        members: int | None,
         microphone: Microphone,
         streams: Streams,
         link: Link,
@@ -35,6 +36,7 @@ class Reports:
         self._boot_id = boot_id
         self._bundle = bundle
         self._providers = tuple(providers)
+        self._members = members
         self._microphone = microphone
         self._streams = streams
         self._link = link
@@ -63,6 +65,7 @@ class Reports:
             microphone=self._microphone.name + (f" [error: {problem}]" if problem else ""),
             stream_id=stream_id,
             providers=self._providers,
+            members=self._members,
         )
         self._link.publish(info, "info", retain=True)
 

@@ -23,6 +23,7 @@ from edge.messages import Name, Sha256
 
 SCHEMA: Literal[1] = 1
 MAX_VERSION = (1 << 31) - 1
+MAX_MEMBERS = 256
 MANIFEST, MODEL, GOLDEN, CARD, SIGNATURE = "manifest.json", "model.onnx", "golden.npz", "README.md", "manifest.sig"
 MEMBER_LIMITS_BYTES = {
     MANIFEST: 256 << 10,
@@ -54,10 +55,13 @@ class Ensemble(_Frozen):
     """A stochastic ensemble: the graph takes noise as a second input and gives the mean of its members' softmax.
 
     The device feeds independent standard normal numbers, float32 (members, noise_values), fresh for every window;
-    the graph scales them (mean and deviation of every layer are constants in it).
+    the graph scales them (mean and deviation of every layer are constants in it). ``members`` is how many the device
+    takes unless it is told another number: the graph takes any. A batch of windows has one row of noise for every
+    member of every window, float32 (batch * members, noise_values), window by window. Golden scores are those under
+    :func:`edge.bundle.noise.golden_noise` with ``members`` rows.
     """
 
-    members: Annotated[int, Field(ge=1, le=256)]
+    members: Annotated[int, Field(ge=1, le=MAX_MEMBERS)]
     noise_values: Annotated[int, Field(ge=1, le=1 << 20)]
     noise_name: str = "noise"
 

@@ -57,11 +57,13 @@ class Factored(nn.Module):
     per row of the batch; it belongs to no state_dict.
     """
 
-    def __init__(self, v: Layer, s: Tensor, u: Layer) -> None:
+    def __init__(self, v: Layer, s: Tensor, u: Layer, *, like: Layer) -> None:
         super().__init__()
         self.v, self.u = v, u
         self.s = nn.Parameter(s)
         self.noise: Tensor | None = None
+        # Weights come from the layer split or from a checkpoint; until then nothing random is drawn for them.
+        self.to_empty(device=like.weight.device).to(like.weight.dtype)
 
     @property
     def rank(self) -> int:
@@ -111,13 +113,10 @@ class FactoredLinear(Factored):
     """A fully connected layer in three factors: x (..., in) to (..., rank) to (..., out)."""
 
     def __init__(self, layer: nn.Linear, rank: int) -> None:
-        kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        has_bias = layer.bias is not None
-        super().__init__(
-            nn.utils.skip_init(nn.Linear, layer.in_features, rank, bias=False, **kind),
-            torch.ones(rank, **kind),
-            nn.utils.skip_init(nn.Linear, rank, layer.out_features, bias=has_bias, **kind),
-        )
+        with torch.device("meta"):
+            v = nn.Linear(layer.in_features, rank, bias=False)
+            u = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+        super().__init__(v, torch.ones(rank), u, like=layer)
 
     def scale(self, x: Tensor, s: Tensor) -> Tensor:
         """``x`` (batch, ..., rank) times ``s``."""
@@ -135,18 +134,15 @@ class FactoredConv(Factored):
     """A convolution over time, or over time and bands, in three factors; groups are not supported."""
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d, rank: int, reshape: Reshape = "channels") -> None:
-        kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        self.reshape: Reshape = reshape
         # In `spatial` the last axis of two belongs to V and the one before it to U.
         across = [reshape == "channels" or axis == 1 for axis in range(len(layer.kernel_size))]
         down = [not one for one in across]
         make: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d if len(across) == 1 else nn.Conv2d
-        has_bias = layer.bias is not None
-        super().__init__(
-            nn.utils.skip_init(make, layer.in_channels, rank, **_geometry(layer, across), bias=False, **kind),
-            torch.ones(rank, **kind),
-            nn.utils.skip_init(make, rank, layer.out_channels, **_geometry(layer, down), bias=has_bias, **kind),
-        )
+        with torch.device("meta"):
+            v = make(layer.in_channels, rank, **_geometry(layer, across), bias=False)
+            u = make(rank, layer.out_channels, **_geometry(layer, down), bias=layer.bias is not None)
+        super().__init__(v, torch.ones(rank), u, like=layer)
+        self.reshape: Reshape = reshape
 
     def scale(self, x: Tensor, s: Tensor) -> Tensor:
         """``x`` (batch, rank, ...) times ``s``."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edge import files
 from edge.errors import UsageError
-from firmware_models.architectures import ARCHITECTURES, FirmwareModel, build
+from firmware_models.architectures import FirmwareModel, build, find
 
 MODEL_FILE = "model.safetensors"
 _KEY = "earshot"
@@ -76,8 +76,10 @@ def load_checkpoint(path: Path) -> tuple[FirmwareModel, CheckpointInfo]:
         )
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path}: its description is incomplete; it is not a model that earshot train wrote") from None
-    if info.architecture not in ARCHITECTURES:
-        raise UsageError(f"{path}: architecture {info.architecture!r}: use one of {', '.join(ARCHITECTURES)}")
+    try:
+        find(info.architecture)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     # Building draws random weights that are replaced at once; the caller's random numbers must not notice.
     with torch.random.fork_rng(devices=[]):
         model = build(

@@ -43,12 +43,21 @@ def mel_filters(
     Returns:
         weights, float64 (bands, frame_samples // 2 + 1), over the bins of a real DFT.
     """
-    edges_mel = np.linspace(_hz_to_mel(low_hz), _hz_to_mel(high_hz), bands + 2)
-    edges_hz = 700.0 * (10.0 ** (edges_mel / 2595.0) - 1.0)
+    edges_hz = mel_edges_hz(bands=bands, low_hz=low_hz, high_hz=high_hz)
     bins_hz = np.arange(frame_samples // 2 + 1) * (rate_hz / frame_samples)
     rising = (bins_hz - edges_hz[:-2, None]) / (edges_hz[1:-1] - edges_hz[:-2])[:, None]
     falling = (edges_hz[2:, None] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])[:, None]
     return np.maximum(0.0, np.minimum(rising, falling))
+
+
+def mel_edges_hz(*, bands: int, low_hz: float, high_hz: float) -> npt.NDArray[np.float64]:
+    """The corners of the triangles: band ``k`` rises from edge ``k``, is largest at ``k + 1`` and ends at ``k + 2``.
+
+    Returns:
+        float64 (bands + 2,).
+    """
+    edges_mel = np.linspace(_hz_to_mel(low_hz), _hz_to_mel(high_hz), bands + 2)
+    return 700.0 * (10.0 ** (edges_mel / 2595.0) - 1.0)
 
 
 def dft_kernel(*, first_bin: int, bins: int, frame_samples: int) -> Tensor:

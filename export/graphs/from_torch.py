@@ -1,29 +1,27 @@
 """Turn a firmware model into an ONNX graph that holds everything between PCM and scores.
 
-Opset 21 (native 16 and 4 bit Q/DQ), IR 10, dynamic batch, input ``pcm`` float32 (batch, samples), output ``scores``
-float32 (batch, classes): logits. torch's exporter folds batch norm into the convolution before it; here the DFT kernel
-of the front end, four times larger than the INT8 weights, is replaced by ten small nodes that compute it, and
+Opset 21 (native 16 and 4 bit Q/DQ; TensorRT 10.15 takes 9 to 24), IR 10, input ``pcm`` float32 (batch, samples), output
+``scores`` float32 (batch, classes): logits. torch's exporter folds batch norm into the convolution before it; here
+factored layers become two plain ones, the constants of a log-mel front end become the nodes that compute them, and
 everything that tells about the machine of the export is removed.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto
 
 from edge.errors import UsageError
+from export.graphs import front_end
 from firmware_models.architectures import FirmwareModel
 from firmware_models.frontend import LogMel
+from firmware_models.low_rank import folded
 
 OPSET = 21
 IR_VERSION = 10
@@ -31,42 +29,72 @@ INPUT, OUTPUT = "pcm", "scores"
 FRONT_END = "frontend/"
 
 
-def to_onnx(model: FirmwareModel) -> ModelProto:
+def to_onnx(model: FirmwareModel, *, batch: int | None = None, compute_kernel: bool = True) -> ModelProto:
     """Export a model; it is not changed and need not be in evaluation mode.
+
+    Args:
+        model: any firmware model, with or without a log-mel front end, with or without factored layers.
+        batch: the one batch size that the graph takes, None for any. Profile ``portable`` is made with 1.
+        compute_kernel: the graph computes DFT kernel, window and mel filters, 0.64 MB, instead of storing them.
+            Runtimes that take only constant weights, TensorRT among them, need them stored.
 
     Returns:
         a checked graph. Nodes of the log-mel front end have names that begin with ``frontend/``: they stay
         in FP32 when the rest is quantised.
 
     Raises:
-        UsageError: the graph has other inputs, outputs or operator domains than a bundle may have.
+        UsageError: weights are not finite, torch cannot export the model, or the graph has other inputs, outputs or
+            operator domains than a bundle may have.
     """
-    model = copy.deepcopy(model).cpu().eval()
+    if batch is not None and batch < 1:
+        raise UsageError(f"batch {batch}: use 1 or more, or none for a graph that takes any")
+    _check_finite(model)
+    model = folded(model).cpu().eval()
     front_ends = {name: module for name, module in model.named_modules() if isinstance(module, LogMel)}
     for module in front_ends.values():
         module.method = "convolution"
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    with _quiet():
-        program = torch.onnx.export(
-            model,
-            (torch.zeros(2, model.window_samples),),
-            dynamo=True,
-            opset_version=OPSET,
-            external_data=False,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: batch},),
-            verbose=False,
-        )
-    if program is None:
-        raise UsageError(f"torch could not export the architecture {model.name!r}")
-    graph = program.model_proto
+    graph = _exported(model, batch)
     _name_nodes(graph, tuple(front_ends))
     for name, module in front_ends.items():
-        _compute_kernel(graph, f"{name}.kernel", module)
+        if compute_kernel:
+            front_end.compute_constants(graph, name, module, prefix=FRONT_END)
+        else:
+            front_end.fold_kernel(graph, name)
     _strip(graph)
     onnx.checker.check_model(graph, full_check=True)
     _check(graph)
+    return graph
+
+
+def _check_finite(model: FirmwareModel) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise UsageError(f"{name} of the model has {count} weights that are not finite: train it again")
+
+
+def _exported(model: FirmwareModel, batch: int | None) -> ModelProto:
+    shapes = None if batch else ({0: torch.export.Dim("batch", min=1, max=4096)},)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (torch.zeros(batch or 2, model.window_samples),),
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except Exception as error:  # noqa: BLE001 - a user's own network may fail in any way inside the exporter
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300] or type(cause).__name__
+        raise UsageError(f"torch could not export the architecture {model.name!r}: {reason}") from None
+    if program is None:
+        raise UsageError(f"torch could not export the architecture {model.name!r}")
+    graph: ModelProto = program.model_proto
     return graph
 
 
@@ -94,53 +122,6 @@ def _name_nodes(model: ModelProto, front_ends: tuple[str, ...]) -> None:
             FRONT_END if any(part in front_ends for part in inside) else "".join(f"{part}/" for part in inside[-1:])
         )
         node.name = f"{prefix}{node.op_type}_{index}"
-
-
-def _compute_kernel(model: ModelProto, name: str, module: LogMel) -> None:
-    """Replace the stored DFT kernel by nodes that build it as :func:`firmware_models.frontend.dft_kernel` does."""
-    stored = next((each for each in model.graph.initializer if each.name == name), None)
-    if stored is None:
-        return
-    frame, first, bins = module.settings.frame_samples, module.first_bin, module.bins
-    constants = {
-        "zero": np.int64(0),
-        "one": np.int64(1),
-        "axis": np.array([1], np.int64),
-        "frame": np.int64(frame),
-        "first": np.int64(first),
-        "stop": np.int64(first + bins),
-        "radians": np.float32(2.0 * math.pi / frame),
-    }
-    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
-        ("Range", ["zero", "frame", "one"], "sample", {}),
-        ("Range", ["first", "stop", "one"], "bin", {}),
-        ("Unsqueeze", ["bin", "axis"], "bin_column", {}),
-        ("Mul", ["bin_column", "sample"], "turns", {}),
-        ("Mod", ["turns", "frame"], "turn", {}),
-        ("Cast", ["turn"], "turn_float", {"to": TensorProto.FLOAT}),
-        ("Mul", ["turn_float", "radians"], "phase", {}),
-        ("Cos", ["phase"], "cosine", {}),
-        ("Sin", ["phase"], "sine", {}),
-        ("Concat", ["cosine", "sine"], "both", {"axis": 0}),
-        ("Unsqueeze", ["both", "axis"], "kernel", {}),
-    ]
-
-    def qualified(value: str) -> str:
-        return name if value == "kernel" else f"{name}.{value}"
-
-    nodes = [
-        helper.make_node(
-            kind, [qualified(i) for i in inputs], [qualified(o)], name=f"{FRONT_END}kernel_{o}", **attributes
-        )
-        for kind, inputs, o, attributes in steps
-    ]
-    model.graph.initializer.remove(stored)
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), qualified(key)) for key, value in constants.items()
-    )
-    rest = list(model.graph.node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes + rest)
 
 
 def _strip(model: ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""One audio file in, one second of PCM out."""
+"""One audio file in, one window of PCM out (a second, unless another length is asked for)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ SUFFIXES = (".wav", ".flac")
 LONGEST_CLIP_S = 60.0
 
 
-def read_clip(path: Path) -> npt.NDArray[np.float32]:
-    """One clip as PCM, float32 (16000,) in [-1, 1), padded or cut to one second by :func:`one_second`.
+def read_clip(path: Path, window_samples: int = WINDOW_SAMPLES) -> npt.NDArray[np.float32]:
+    """One clip as PCM, float32 (window_samples,) in [-1, 1), padded or cut by :func:`fit`.
 
     Raises:
         DataError: no such file, not audio, not 16 kHz, not mono, longer than a minute, or empty.
     """
-    return (decode(path).astype(np.float32)) / np.float32(32768)
+    return (decode(path, window_samples).astype(np.float32)) / np.float32(32768)
 
 
-def decode(path: Path) -> npt.NDArray[np.int16]:
-    """The same as :func:`read_clip`, int16 (16000,).
+def decode(path: Path, window_samples: int = WINDOW_SAMPLES) -> npt.NDArray[np.int16]:
+    """The same as :func:`read_clip`, int16 (window_samples,).
 
     Raises:
         DataError: as for :func:`read_clip`.
     """
-    return one_second(decode_raw(path))
+    return fit(decode_raw(path), window_samples)
 
 
 def decode_raw(path: Path) -> npt.NDArray[np.int16]:
@@ -53,13 +53,19 @@ def decode_long(path: Path) -> npt.NDArray[np.int16]:
     return _read(path, longest_s=3600.0)
 
 
-def one_second(pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-    """Pad with zeros at both ends, or keep the middle: int16 (samples,) becomes (16000,)."""
-    missing = WINDOW_SAMPLES - pcm.size
+def fit(pcm: npt.NDArray[np.int16], window_samples: int = WINDOW_SAMPLES) -> npt.NDArray[np.int16]:
+    """Pad with zeros at both ends, or keep the middle: int16 (samples,) becomes (window_samples,)."""
+    missing = window_samples - pcm.size
     if missing > 0:
         return np.pad(pcm, (missing // 2, missing - missing // 2))
     start = -missing // 2
-    return pcm[start : start + WINDOW_SAMPLES]
+    return pcm[start : start + window_samples]
+
+
+def to_int16(sound: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
+    """Full scale 1 becomes 32768; what is louder is clipped."""
+    pcm: npt.NDArray[np.int16] = np.rint(sound * np.float32(32768)).clip(-32768, 32767).astype(np.int16)
+    return pcm
 
 
 def _read(path: Path, *, longest_s: float) -> npt.NDArray[np.int16]:
@@ -86,5 +92,4 @@ def _read(path: Path, *, longest_s: float) -> npt.NDArray[np.int16]:
 def _to_int16(sound: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.int16]:
     if not np.isfinite(sound).all():
         raise DataError(f"{path}: holds samples that are no numbers")
-    pcm: npt.NDArray[np.int16] = np.rint(sound * np.float32(32768)).clip(-32768, 32767).astype(np.int16)
-    return pcm
+    return to_int16(sound)

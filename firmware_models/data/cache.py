@@ -1,6 +1,6 @@
 """Decoded clips on disk, so that a data set is decoded once and mapped into memory after that.
 
-A cache entry is a folder ``clips-<key>`` with ``pcm.i16`` (rows of 16000 little-endian samples) and
+A cache entry is a folder ``clips-<key>`` with ``pcm.i16`` (rows of one window of little-endian samples) and
 ``index.json``. It is written under another name and renamed when complete: a kill leaves no half entry, and of two
 processes that decode at once one throws its work away.
 """
@@ -22,6 +22,7 @@ import platformdirs
 from edge.errors import DataError
 from firmware_models.data.audio import LONGEST_CLIP_S, RATE_HZ, WINDOW_SAMPLES, decode
 from firmware_models.data.layout import BACKGROUND, LABELS, SILENCE, SPLITS, Entry, Layout
+from firmware_models.data.recording import LONGEST_RECORDING_S, SHORTEST_REST, cut, decode_recording
 from firmware_models.data.silence import SHARE, STRETCHES, read_noises, silence_clips
 from firmware_models.progress import Progress
 
@@ -35,36 +36,41 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("earshot"))
 
 
-def open_cache(layout: Layout, *, progress: Progress) -> tuple[npt.NDArray[np.int16], dict[str, Any]]:
+def open_cache(
+    layout: Layout, window_samples: int = WINDOW_SAMPLES, *, progress: Progress
+) -> tuple[npt.NDArray[np.int16], dict[str, Any]]:
     """Decode the clips of ``layout`` unless that has been done.
 
     Returns:
-        pcm int16 (n, 16000), mapped read-only, ordered train, validation, test; and the index: ``rows`` with a
+        pcm int16 (n, window_samples), mapped read-only, ordered train, validation, test; and the index: ``rows`` with a
         list ``[path, speaker, label]`` per clip, ``splits`` with ``[first, last + 1]`` per split, ``skipped``.
 
     Raises:
         DataError: the cache folder cannot be written.
     """
-    folder = cache_folder() / f"clips-{_key(layout)}"
+    folder = cache_folder() / f"clips-{_key(layout, window_samples)}"
     if not (folder / _INDEX).is_file():
         try:
-            _write(folder, layout, progress)
+            _write(folder, layout, window_samples, progress)
         except OSError as error:
             raise DataError(
                 f"{folder}: decoded clips cannot be kept here ({error.strerror}); set EARSHOT_CACHE to a folder "
-                f"with {len(layout.entries) * WINDOW_SAMPLES * 2 / 1e6:.0f} MB of space"
+                f"with {len(layout.entries) * window_samples * 2 / 1e6:.0f} MB of space"
             ) from None
     index: dict[str, Any] = json.loads((folder / _INDEX).read_text())
     rows = len(index["rows"])
     if rows == 0:
-        return np.zeros((0, WINDOW_SAMPLES), np.int16), index
-    return np.memmap(folder / _PCM, dtype="<i2", mode="r", shape=(rows, WINDOW_SAMPLES)), index
+        return np.zeros((0, window_samples), np.int16), index
+    return np.memmap(folder / _PCM, dtype="<i2", mode="r", shape=(rows, window_samples)), index
 
 
-def _key(layout: Layout) -> str:
+def _key(layout: Layout, window_samples: int) -> str:
     """A hash of everything that the content of the cache follows from."""
     digest = hashlib.sha256()
-    settings = [_FORMAT, RATE_HZ, WINDOW_SAMPLES, LONGEST_CLIP_S, LABELS, SHARE, STRETCHES]
+    settings: list[Any] = [_FORMAT, RATE_HZ, window_samples, LONGEST_CLIP_S, LABELS, SHARE, STRETCHES]
+    if layout.kind == "classes":
+        labels = [(entry.label, entry.speaker) for entry in layout.entries]
+        settings = [_FORMAT, RATE_HZ, window_samples, LONGEST_RECORDING_S, SHORTEST_REST, labels]
     digest.update(json.dumps([str(layout.root.resolve()), settings]).encode())
     for entry in layout.entries:
         digest.update(f"{entry.path}\0{entry.split}\0{entry.size_bytes}\0{entry.mtime_ns}\n".encode())
@@ -74,11 +80,11 @@ def _key(layout: Layout) -> str:
     return digest.hexdigest()[:24]
 
 
-def _write(folder: Path, layout: Layout, progress: Progress) -> None:
+def _write(folder: Path, layout: Layout, window_samples: int, progress: Progress) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
     try:
-        index = _decode_into(unfinished / _PCM, layout, progress)
+        index = _decode_into(unfinished / _PCM, layout, window_samples, progress)
         with (unfinished / _INDEX).open("w") as file:
             json.dump(index, file)
             file.flush()
@@ -92,7 +98,7 @@ def _write(folder: Path, layout: Layout, progress: Progress) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _decode_into(path: Path, layout: Layout, progress: Progress) -> dict[str, Any]:
+def _decode_into(path: Path, layout: Layout, window_samples: int, progress: Progress) -> dict[str, Any]:
     rows: list[tuple[str, str, str]] = []
     skipped: dict[str, str] = {}
     splits: dict[str, tuple[int, int]] = {}
@@ -103,14 +109,13 @@ def _decode_into(path: Path, layout: Layout, progress: Progress) -> dict[str, An
             for entry in (e for e in layout.entries if e.split == split):
                 done += 1
                 progress(done, total, "decoding")
-                pcm = _decode_or_skip(layout.root, entry, skipped)
-                if pcm is not None:
+                for name, pcm in _decode_or_skip(layout, entry, window_samples, skipped):
                     file.write(pcm.astype("<i2").tobytes())
-                    rows.append((entry.path, entry.speaker, entry.label))
-            noises, unreadable = read_noises(layout.noises, split)
+                    rows.append((name, entry.speaker, entry.label))
+            noises, unreadable = read_noises(layout.noises, split, window_samples)
             skipped.update({item.path: item.reason for item in unreadable})
             commands = sum(label in LABELS[:10] for _, _, label in rows[first:])
-            silence, names = silence_clips(noises, split=split, commands=commands)
+            silence, names = silence_clips(noises, split=split, commands=commands, window_samples=window_samples)
             file.write(silence.astype("<i2").tobytes())
             rows.extend((name, BACKGROUND, SILENCE) for name in names)
             splits[split] = (first, len(rows))
@@ -119,10 +124,18 @@ def _decode_into(path: Path, layout: Layout, progress: Progress) -> dict[str, An
     return {"rows": rows, "splits": splits, "skipped": list(skipped.items())}
 
 
-def _decode_or_skip(root: Path, entry: Entry, skipped: dict[str, str]) -> npt.NDArray[np.int16] | None:
-    path = root / entry.path
+def _decode_or_skip(
+    layout: Layout, entry: Entry, window_samples: int, skipped: dict[str, str]
+) -> list[tuple[str, npt.NDArray[np.int16]]]:
+    """Name and PCM of the clips in a file; a clip of several is named ``file@start_sample``."""
+    path = layout.root / entry.path
     try:
-        return decode(path)
+        if layout.kind == "words":
+            return [(entry.path, decode(path, window_samples))]
+        pieces = cut(decode_recording(path).pcm, window_samples)
     except DataError as error:
         skipped[entry.path] = str(error).removeprefix(f"{path}: ")
-        return None
+        return []
+    if len(pieces) == 1:
+        return [(entry.path, pieces[0])]
+    return [(f"{entry.path}@{row * window_samples}", piece) for row, piece in enumerate(pieces)]

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edge.errors import DataError
 from firmware_models.data.audio import SUFFIXES
@@ -28,19 +29,19 @@ VALIDATION_PERCENT = TEST_PERCENT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One clip on disk; ``path`` is relative to the root and has forward slashes."""
+    """One file on disk; ``path`` is relative to the root and has forward slashes.
+
+    ``word`` is what the folder says, ``label`` what a model answers; ``speaker`` is who, or which recording, must not
+    be heard in two splits.
+    """
 
     path: str
     word: str
+    label: str
     speaker: str
     split: str
     size_bytes: int
     mtime_ns: int
-
-    @property
-    def label(self) -> str:
-        """The word if it is one of the ten commands, else ``_unknown_``."""
-        return self.word if self.word in COMMANDS else UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,12 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What lies in a folder. ``moved`` counts clips that follow their speaker into another split than listed."""
+    """What lies in a folder, and which split it is in.
+
+    ``kind`` is ``words`` (Speech Commands: a file is a clip) or ``classes`` (a folder per class: a file is cut into as
+    many clips as it holds). ``moved`` counts clips that follow their speaker into another split than listed;
+    ``split_by`` says in words what decided.
+    """
 
     root: Path
     entries: tuple[Entry, ...]
@@ -62,6 +68,9 @@ class Layout:
     has_lists: bool
     moved: int
     both_lists: tuple[str, ...]
+    labels: tuple[str, ...] = LABELS
+    kind: Literal["words", "classes"] = "words"
+    split_by: str = "speaker hash"
 
 
 def scan(root: Path) -> Layout:
@@ -75,33 +84,36 @@ def scan(root: Path) -> Layout:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; get the data with: earshot data fetch speech-commands --out {root}")
-    files, unnameable = _files(root)
+    files, unnameable = list_files(root)
     if not files:
         raise DataError(
             f"{root}: no clips here; expected <word>/<speaker>_nohash_<n>.wav or .flac "
-            "(get them with: earshot data fetch speech-commands --out DIR)"
+            "(get them with: earshot data fetch speech-commands --out DIR) or <class>/<any name>.wav or .flac"
         )
-    skipped = [*unnameable, *_drop_duplicates(files)]
-    listed = {split: _read_list(root / name) for split, name in LISTS.items()}
-    has_lists = any(names is not None for names in listed.values())
-    by_list = {stem: split for split, names in listed.items() for stem in names or ()}
+    skipped = [*unnameable, *drop_duplicates(files)]
+    lists = Lists.read(root)
     speakers = {path: _speaker(path) for path in files}
-    named = {(speaker, by_list[_stem(path)]) for path, speaker in speakers.items() if _stem(path) in by_list}
-    lists_of = Counter(speaker for speaker, _ in named)
-    split_of = _splits_of_speakers(set(speakers.values()), named, has_lists=has_lists)
+    split_of = lists.splits(speakers) or {speaker: split_by_hash(speaker) for speaker in speakers.values()}
     entries = [
-        Entry(path, path.split("/", 1)[0], speakers[path], split_of[speakers[path]], *files[path])
+        Entry(
+            path,
+            word := path.split("/", 1)[0],
+            word if word in COMMANDS else UNKNOWN,
+            speakers[path],
+            split_of[speakers[path]],
+            *files[path],
+        )
         for path in sorted(files)
     ]
-    moved = sum(has_lists and entry.split != by_list.get(_stem(entry.path), "train") for entry in entries)
     return Layout(
         root=root,
         entries=tuple(entries),
         noises=tuple(sorted(p for p in (root / BACKGROUND).glob("*") if p.suffix.lower() in SUFFIXES)),
         skipped=tuple(skipped),
-        has_lists=has_lists,
-        moved=moved,
-        both_lists=tuple(sorted(speaker for speaker, count in lists_of.items() if count > 1)),
+        has_lists=lists.exist,
+        moved=lists.moved(entries),
+        both_lists=lists.in_both(speakers),
+        split_by="lists" if lists.exist else "speaker hash",
     )
 
 
@@ -114,16 +126,7 @@ def split_by_hash(speaker: str) -> str:
     return "test" if percent < VALIDATION_PERCENT + TEST_PERCENT else "train"
 
 
-def _splits_of_speakers(speakers: set[str], named: set[tuple[str, str]], *, has_lists: bool) -> dict[str, str]:
-    if not has_lists:
-        return {speaker: split_by_hash(speaker) for speaker in speakers}
-    split_of = dict.fromkeys(speakers, "train")
-    for wanted in ("validation", "test"):  # the later wins
-        split_of.update({speaker: split for speaker, split in named if split == wanted})
-    return split_of
-
-
-def _drop_duplicates(files: dict[str, tuple[int, int]]) -> list[Skipped]:
+def drop_duplicates(files: dict[str, tuple[int, int]]) -> list[Skipped]:
     """Leave out of ``files`` what is there twice, as WAV and as FLAC."""
     skipped = []
     first: dict[str, str] = {}
@@ -135,7 +138,8 @@ def _drop_duplicates(files: dict[str, tuple[int, int]]) -> list[Skipped]:
     return skipped
 
 
-def _files(root: Path) -> tuple[dict[str, tuple[int, int]], list[Skipped]]:
+def list_files(root: Path) -> tuple[dict[str, tuple[int, int]], list[Skipped]]:
+    """Size and time of change of every sound in a folder of ``root``, and the files whose names cannot be used."""
     found, skipped = {}, []
     for folder in sorted(root.iterdir()):
         if folder.name.startswith((".", "_")) or not folder.is_dir():
@@ -150,6 +154,50 @@ def _files(root: Path) -> tuple[dict[str, tuple[int, int]], list[Skipped]]:
                 stat = path.stat()
                 found[name] = (stat.st_size, stat.st_mtime_ns)
     return found, skipped
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """What ``validation_list.txt`` and ``testing_list.txt`` say: the split of names without suffix."""
+
+    exist: bool
+    split_of: dict[str, str]
+
+    @classmethod
+    def read(cls, root: Path) -> Lists:
+        """Read the lists of a folder; either or both may be missing.
+
+        Raises:
+            DataError: a list is not text.
+        """
+        listed = {split: _read_list(root / name) for split, name in LISTS.items()}
+        return cls(
+            any(names is not None for names in listed.values()),
+            {name: split for split, names in listed.items() for name in names or ()},
+        )
+
+    def splits(self, speakers: dict[str, str]) -> dict[str, str]:
+        """The split of every speaker, given the speaker of every path; nothing where there are no lists."""
+        if not self.exist:
+            return {}
+        split_of = dict.fromkeys(speakers.values(), "train")
+        for wanted in ("validation", "test"):  # the later wins
+            split_of.update({speaker: split for speaker, split in self._named(speakers) if split == wanted})
+        return split_of
+
+    def in_both(self, speakers: dict[str, str]) -> tuple[str, ...]:
+        """The speakers that both lists name."""
+        counts = Counter(speaker for speaker, _ in self._named(speakers))
+        return tuple(sorted(speaker for speaker, count in counts.items() if count > 1))
+
+    def moved(self, entries: list[Entry]) -> int:
+        """How many clips follow their speaker into another split than listed."""
+        return sum(self.exist and entry.split != self.split_of.get(_stem(entry.path), "train") for entry in entries)
+
+    def _named(self, speakers: dict[str, str]) -> set[tuple[str, str]]:
+        return {
+            (speaker, self.split_of[_stem(path)]) for path, speaker in speakers.items() if _stem(path) in self.split_of
+        }
 
 
 def _read_list(path: Path) -> set[str] | None:

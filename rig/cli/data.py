@@ -53,15 +53,21 @@ def fetch(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A folder in the layout of Speech Commands.")],
+    folder: Annotated[Path, typer.Argument(help="Speech Commands, or any folder with a folder per class.")],
     *,
+    window: Annotated[
+        float | None,
+        typer.Option("--window", min=0.1, max=60, help="Seconds per clip.", show_default="1 of words, 3 of classes"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print clips per label and speakers per split; short, silent, clipped and unreadable files."""
+    """Print clips per label and speakers (or recordings) per split; short, silent, clipped and unreadable files."""
+    from firmware_models.data import RATE_HZ
     from firmware_models.data.check import check as check_data
 
     with progress("reading", enabled=not as_json) as report:
-        found = check_data(folder, progress=report)
+        samples = None if window is None else round(window * RATE_HZ)
+        found = check_data(folder, window_samples=samples, progress=report)
     if as_json:
         print_json(found.to_json())
         return
@@ -70,20 +76,21 @@ def check(
 
 def _print(found: Findings) -> None:
     splits = list(found.clips)
-    say(f"{'label':<12}" + "".join(f"{split:>12}" for split in splits))
-    for label in found.clips[splits[0]]:
-        say(f"{label:<12}" + "".join(f"{found.clips[split][label]:>12}" for split in splits))
-    say(f"{'clips':<12}" + "".join(f"{sum(found.clips[split].values()):>12}" for split in splits))
-    say(f"{'speakers':<12}" + "".join(f"{found.speakers[split]:>12}" for split in splits))
+    words = found.kind == "words"
+    labels = list(found.clips[splits[0]])
+    width = max(12, *(len(label) + 2 for label in labels))
+    more = "" if words else f"{'recordings':>12}"
+    say(f"{'label':<{width}}" + "".join(f"{split:>12}" for split in splits) + more)
+    for label in labels:
+        more = "" if words else f"{found.recordings[label]:>12}"
+        say(f"{label:<{width}}" + "".join(f"{found.clips[split][label]:>12}" for split in splits) + more)
+    say(f"{'clips':<{width}}" + "".join(f"{sum(found.clips[split].values()):>12}" for split in splits))
+    say(f"{'speakers' if words else 'recordings':<{width}}" + "".join(f"{found.speakers[s]:>12}" for s in splits))
     say()
-    say(f"split by {'the lists' if found.has_lists else 'a hash of the speaker (no lists here)'}")
-    if found.moved:
-        say(f"{found.moved} clips follow their speaker into another split than the lists say")
-    if found.both_lists:
-        say(f"{len(found.both_lists)} speakers are in both lists and count as test: {', '.join(found.both_lists[:5])}")
-    say(f"background noise: {found.noise_s:.0f} s; _silence_ is cut from it")
+    _print_split(found)
+    _print_classes(found) if not words else say(f"background noise: {found.noise_s:.0f} s; _silence_ is cut from it")
     for title, names in (
-        ("shorter than a second (padded)", found.short),
+        (f"shorter than {found.window_s:g} s (padded)", found.short),
         ("silent (never above -54 dBFS)", found.silent),
         ("clipped (16 samples or more at full scale)", found.clipped),
     ):
@@ -93,6 +100,29 @@ def _print(found: Findings) -> None:
         say(f"  {item.path}: {item.reason}")
     if len(found.unreadable) > 20:
         say(f"  and {len(found.unreadable) - 20} more (--json lists all)")
+
+
+def _print_split(found: Findings) -> None:
+    how = {"lists": "the lists", "speaker hash": "a hash of the speaker (no lists here)"}
+    say(f"split by {how.get(found.split_by, found.split_by)}")
+    whom = "speakers" if found.kind == "words" else "recordings"
+    if found.moved:
+        say(f"{found.moved} clips follow their {whom[:-1]} into another split than the lists say")
+    if found.both_lists:
+        say(f"{len(found.both_lists)} {whom} are in both lists and count as test: {', '.join(found.both_lists[:5])}")
+    if found.kind == "classes":
+        for split, labels in found.absent.items():
+            say(f"no clip for {split}: {', '.join(labels)}")
+
+
+def _print_classes(found: Findings) -> None:
+    """What is done to recordings of other lengths, rates and channels, and how unequal the classes are."""
+    say(f"clips of {found.window_s:g} s; {found.cut} files give several; {found.left_out_s} s left out at their ends")
+    rates = ", ".join(f"{count} from {rate_hz} Hz" for rate_hz, count in sorted(found.other_rates.items()))
+    say(f"resampled to 16000 Hz: {rates or 'none'}; channels mixed down to one: {found.mixed_down}")
+    training = sorted(found.clips["train"].items(), key=lambda each: each[1])
+    (fewest, low), (most, high) = training[0], training[-1]
+    say(f"training clips per label: {low} of {fewest} to {high} of {most}; training draws every label as often")
 
 
 def _examples(names: list[Any]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import edge  # noqa: F401 - switches onnxruntime's telemetry off before its first import
 from edge.errors import ThresholdError
+from export.graphs.ensemble import NOISE
 from export.graphs.from_torch import INPUT, OUTPUT
 from firmware_models.progress import Progress, silent
 
@@ -22,7 +23,6 @@ FP32_MAX_ABS = 1e-4
 MIN_LABELS_EQUAL = {32: 0.999, 16: 0.999, 8: 0.999, 4: 0.995}
 MAX_DROP = {16: 0.005, 8: 0.01, 4: 0.05}
 _BATCH = 64
-NOISE = "noise"
 
 Floats = npt.NDArray[np.float32]
 
@@ -55,7 +55,7 @@ def graph_scores(
     """What onnxruntime gives on one thread for clips (n, samples): float32 (n, classes).
 
     ``storage`` loads the graph as a device loads one of that profile. ``noise`` (members, noise_values) is the second
-    input of an ensemble, the same for all clips.
+    input of an ensemble, here the same for all clips.
     """
     import onnxruntime as ort  # noqa: PLC0415 - half a second
 
@@ -74,7 +74,7 @@ def graph_scores(
         missing = step - len(batch) if isinstance(fixed, int) else 0
         feed = {INPUT: np.pad(batch, ((0, missing), (0, 0)))}
         if noise is not None:
-            feed[NOISE] = noise
+            feed[NOISE] = np.tile(noise, (len(feed[INPUT]), 1))
         parts.append(session.run([OUTPUT], feed)[0][: len(batch)])
         progress(min(start + step, len(pcm)), len(pcm), note)
     return np.concatenate(parts)

@@ -3,214 +3,163 @@
 Attacks are crafted on it. It is made from the ONNX graph, not from the checkpoint, so that it cannot drift from
 what ships: weights and scales are those of the file, and a pair of QuantizeLinear and DequantizeLinear rounds as
 onnxruntime does. Rounding has no useful gradient; the twin passes it straight through inside the representable range
-and stops it outside (clipped straight-through estimator, Bengio et al. 2013, arXiv:1308.3432).
+and stops it outside (see :mod:`export.twin.rounding`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from edge.bundle.reading import Bundle
 from edge.errors import UsageError
-from export.twin.operators import MOVING, OPERATORS, refuse
+from export.twin.compiler import Compiler, with_last_uses
 
-Array = npt.NDArray[Any]
-Grid = tuple[float, int, int, int]
-
-
-@dataclass(frozen=True)
-class _Step:
-    compute: Callable[..., Tensor]
-    inputs: tuple[str, ...]
-    output: str
-    last_uses: tuple[str, ...] = ()
+_CLOSE = 0.05
 
 
 class Twin(nn.Module):
     """A frozen module: ``pcm`` float32 (batch, samples) in [-1, 1] to scores float32 (batch, classes).
 
     Everything that does not depend on ``pcm`` is computed once, when the twin is made. ``quantised`` is true when
-    the graph rounds anything on the way.
+    the graph rounds anything on the way. A graph that takes one batch size only has a twin that takes any.
+
+    A stochastic ensemble has a second input, ``noise``. Where it is not given, each call draws it anew, independently
+    for every clip, from ``generator``: an attack that averages gradients over calls attacks the expectation.
+    ``members`` is how many are drawn, ``noise_values`` how many numbers each of them takes; None for other models.
     """
 
-    def __init__(self, model: ModelProto, *, labels: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        *,
+        labels: tuple[str, ...] = (),
+        members: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.labels = labels
         graph = model.graph
-        if len(graph.input) != 1 or len(graph.output) != 1:
-            raise UsageError("the twin needs a graph with one input and one output")
-        self._input, self._output = graph.input[0].name, graph.output[0].name
-        compiler = _Compiler(graph, self._input)
+        stored = {each.name for each in graph.initializer}
+        inputs = [each for each in graph.input if each.name not in stored]
+        if len(inputs) not in {1, 2} or len(graph.output) != 1:
+            raise UsageError("the twin needs a graph with one output, and with pcm and at most noise as inputs")
+        self._names, self._output = [each.name for each in inputs], graph.output[0].name
+        self.members, self.noise_values = None, None
+        if len(inputs) == 2:
+            self.members, self.noise_values = members or 1, _sizes(graph, inputs[1].name)[-1]
+        self.generator = generator
+        batch, samples = _sizes(graph, inputs[0].name)
+        compiler = Compiler(model, set(self._names), batch=batch)
         self.quantised = compiler.quantised
-        self._steps = _with_last_uses(compiler.steps, keep=self._output)
+        self._steps = with_last_uses(compiler.steps, keep=self._output)
         used = {name for step in self._steps for name in step.inputs}
         self._constants = {}
         for index, name in enumerate(sorted(used & compiler.constants.keys())):
             self._constants[name] = f"constant_{index}"
             self.register_buffer(f"constant_{index}", compiler.constants[name])
         self.eval()
+        self._one_at_a_time = batch if batch and not self._takes_any_batch(batch, samples) else None
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> Twin:
+    def from_bundle(cls, bundle: Bundle, *, generator: torch.Generator | None = None) -> Twin:
         """The twin of a verified bundle.
 
         Raises:
             UsageError: the graph has an operator that the twin does not know; the message names it.
         """
-        return cls(onnx.load_from_string(bundle.model), labels=bundle.manifest.labels)
+        ensemble = bundle.manifest.ensemble
+        return cls(
+            onnx.load_from_string(bundle.model),
+            labels=bundle.manifest.labels,
+            members=None if ensemble is None else ensemble.members,
+            generator=generator,
+        )
 
-    def forward(self, pcm: Tensor) -> Tensor:
-        """Scores (batch, classes) of PCM (batch, samples)."""
-        values: dict[str, Tensor] = {self._input: pcm}
+    def forward(self, pcm: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scores (batch, classes) of PCM (batch, samples).
+
+        ``noise``, for a stochastic ensemble only, is (members, noise_values), the same for every clip, or (batch,
+        members, noise_values), of any number of members.
+
+        Raises:
+            UsageError: noise for a model that takes none, or of another shape.
+        """
+        if self.noise_values is None:
+            if noise is not None:
+                raise UsageError("noise: this model takes none, it is no stochastic ensemble")
+            return self._whole(pcm)
+        return self._run(pcm, self._noise(pcm, noise))
+
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Fresh noise for ``batch`` clips, float32 (batch, members, noise_values): standard normal.
+
+        Drawn from ``generator``, or from the twin's own, or where neither is given from one that is seeded by the
+        operating system.
+
+        Raises:
+            UsageError: the model takes no noise.
+        """
+        if self.members is None or self.noise_values is None:
+            raise UsageError("noise: this model takes none, it is no stochastic ensemble")
+        if generator is None and self.generator is None:
+            self.generator = torch.Generator()
+            self.generator.seed()
+        return torch.randn(batch, self.members, self.noise_values, generator=generator or self.generator)
+
+    def _noise(self, pcm: Tensor, noise: Tensor | None) -> Tensor:
+        if noise is None:
+            noise = self.draw(len(pcm)).to(pcm)
+        if noise.ndim == 2:
+            noise = noise.expand(len(pcm), *noise.shape)
+        if noise.ndim != 3 or len(noise) != len(pcm) or noise.shape[2] != self.noise_values or not noise.shape[1]:
+            raise UsageError(f"noise {tuple(noise.shape)}: use (members, {self.noise_values}) or the same per clip")
+        return noise.flatten(0, 1)
+
+    def _whole(self, pcm: Tensor) -> Tensor:
+        size = self._one_at_a_time
+        if size is None:
+            return self._run(pcm)
+        parts = []
+        for start in range(0, len(pcm), size):
+            part = pcm[start : start + size]
+            missing = size - len(part)
+            parts.append(self._run(nn.functional.pad(part, (0, 0, 0, missing)))[: len(part)])
+        return torch.cat(parts)
+
+    def _run(self, *inputs: Tensor) -> Tensor:
+        values: dict[str, Tensor] = dict(zip(self._names, inputs, strict=True))
         for name, buffer in self._constants.items():
             values[name] = getattr(self, buffer)
         for step in self._steps:
-            values[step.output] = step.compute(*(values[name] for name in step.inputs))
+            results = step.compute(*(values[name] for name in step.inputs))
+            values.update(zip(step.outputs, results if isinstance(results, tuple) else (results,), strict=False))
             for name in step.last_uses:
-                del values[name]
+                values.pop(name, None)
         return values[self._output]
 
-
-class _Compiler:
-    """Walks the nodes once: folds what is constant, pairs Q with DQ, refuses the rest."""
-
-    def __init__(self, graph: onnx.GraphProto, input_name: str) -> None:
-        self.arrays: dict[str, Array] = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-        self.constants: dict[str, Tensor] = {}
-        for name, array in self.arrays.items():
-            if array.dtype in (np.float32, np.float64, np.int64, np.int32):
-                self.constants[name] = torch.from_numpy(np.array(array))
-        self.steps: list[_Step] = []
-        self.quantised = False
-        self._dynamic = {input_name}
-        self._grids: dict[str, Grid] = {}
-        self._waiting: dict[str, tuple[str, Grid]] = {}
-        for node in graph.node:
-            self._add(node)
-
-    def _add(self, node: NodeProto) -> None:
-        if node.domain not in {"", "ai.onnx"} or len(node.output) != 1:
-            raise refuse(f"{node.domain or 'ONNX'} {node.op_type} with {len(node.output)} outputs")
-        if node.op_type == "QuantizeLinear":
-            self._quantise(node)
-        elif node.op_type == "DequantizeLinear":
-            self._dequantise(node)
-        elif node.op_type in OPERATORS:
-            self._operator(node)
-        else:
-            raise refuse(f"the operator {node.op_type}")
-
-    def _operator(self, node: NodeProto) -> None:
-        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        operator, output = OPERATORS[node.op_type], node.output[0]
-        if not any(name in self._dynamic for name in node.input):
-            self.constants[output] = operator(attributes, *(self._constant(name) for name in node.input)).contiguous()
-            return
-        # Integers (axes, shapes, bounds) are bound now; floats stay inputs, so that the module can change its dtype.
-        bound: list[Tensor | None] = []
-        names: list[str] = []
-        for name in node.input:
-            constant = None if name in self._dynamic else self._constant(name)
-            is_input = name in self._dynamic or (constant is not None and constant.is_floating_point())
-            bound.append(None if is_input else constant)
-            if is_input:
-                names.append(name)
-        places = tuple(place for place, name in enumerate(node.input) if name in names)
-
-        def compute(*values: Tensor) -> Tensor:
-            arguments = list(bound)
-            for place, value in zip(places, values, strict=True):
-                arguments[place] = value
-            return operator(attributes, *arguments)
-
-        self._emit(compute, tuple(node.input[place] for place in places), output)
-        if node.op_type in MOVING and node.input[0] in self._grids:
-            self._grids[output] = self._grids[node.input[0]]
-
-    def _quantise(self, node: NodeProto) -> None:
-        self._waiting[node.output[0]] = (node.input[0], self._grid(node))
-
-    def _dequantise(self, node: NodeProto) -> None:
-        source, output = node.input[0], node.output[0]
-        if source in self.arrays:
-            self.constants[output] = _dequantised(self._parameters(node), self.arrays[source], node)
-            return
-        if source not in self._waiting:
-            raise refuse("DequantizeLinear of something that QuantizeLinear did not make")
-        value, grid = self._waiting[source]
-        if grid != self._grid(node):
-            raise refuse("a DequantizeLinear that differs from its QuantizeLinear")
-        self.quantised = True
-        if self._grids.get(value) == grid:
-            self._emit(_same, (value,), output)
-        else:
-            self._emit(_rounding(grid), (value,), output)
-        self._grids[output] = grid
-
-    def _grid(self, node: NodeProto) -> Grid:
-        scale, zero = self._parameters(node)
-        if scale.size != 1 or zero.dtype.kind not in "iu":
-            raise refuse(f"{node.op_type} of activations per channel or to {zero.dtype}")
-        limits = np.iinfo(zero.dtype)
-        return float(scale.item()), int(zero.item()), int(limits.min), int(limits.max)
-
-    def _parameters(self, node: NodeProto) -> tuple[Array, Array]:
-        if len(node.input) < 3 or any(name not in self.arrays for name in node.input[1:]):
-            raise refuse(f"{node.op_type} without a constant scale and zero point")
-        return self.arrays[node.input[1]], self.arrays[node.input[2]]
-
-    def _constant(self, name: str) -> Tensor | None:
-        if not name:
-            return None
-        if name not in self.constants:
-            raise refuse(f"the constant {name} of type {self.arrays[name].dtype if name in self.arrays else 'unknown'}")
-        return self.constants[name]
-
-    def _emit(self, compute: Callable[..., Tensor], inputs: tuple[str, ...], output: str) -> None:
-        self.steps.append(_Step(compute, inputs, output))
-        self._dynamic.add(output)
+    @torch.no_grad()
+    def _takes_any_batch(self, size: int, samples: int | None) -> bool:
+        """Whether clips of a larger batch get the scores that they get in batches of ``size``."""
+        if samples is None or self.noise_values is not None:
+            return False
+        sound = 0.1 * torch.randn(2 * size, samples, generator=torch.Generator().manual_seed(0))
+        try:
+            together = self._run(sound)
+        except RuntimeError:
+            return False
+        apart = torch.cat([self._run(sound[:size]), self._run(sound[size:])])
+        if together.shape != apart.shape:
+            return False
+        return bool((together - apart).abs().max() <= _CLOSE * (apart.max() - apart.min()))
 
 
-def _dequantised(parameters: tuple[Array, Array], array: Array, node: NodeProto) -> Tensor:
-    scale, zero = parameters
-    attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-    if attributes.get("block_size", 0):
-        raise refuse("DequantizeLinear in blocks")
-    shape = [1] * array.ndim
-    if scale.size > 1:
-        shape[attributes.get("axis", 1)] = scale.size
-    centred = array.astype(np.int64) - zero.astype(np.int64).reshape(shape if zero.size > 1 else [])
-    return torch.from_numpy((centred.astype(np.float32) * scale.reshape(shape)).astype(np.float32))
-
-
-def _rounding(grid: Grid) -> Callable[[Tensor], Tensor]:
-    scale, zero, low, high = grid
-
-    def compute(x: Tensor) -> Tensor:
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero, low, high)
-
-    return compute
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _with_last_uses(steps: list[_Step], *, keep: str) -> tuple[_Step, ...]:
-    """Let each step forget the values that no later step needs: an attack's memory is its batch size."""
-    seen: set[str] = {keep}
-    result = []
-    for step in reversed(steps):
-        fresh = tuple(name for name in dict.fromkeys(step.inputs) if name not in seen)
-        seen.update(fresh)
-        result.append(_Step(step.compute, step.inputs, step.output, fresh))
-    return tuple(reversed(result))
+def _sizes(graph: GraphProto, name: str) -> tuple[int | None, ...]:
+    """The two sizes of an input, None where they are free."""
+    value = next(each for each in graph.input if each.name == name)
+    sizes = [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+    if len(sizes) != 2:
+        raise UsageError(f"the twin needs inputs of two dimensions, {name} has {len(sizes)}")
+    return tuple(sizes)

@@ -159,11 +159,11 @@ def test_int8_attack_works_on_the_device(int8_bundle, keys, noise_pcm):
 @pytest.mark.parametrize(
     ("nodes", "expected"),
     [
-        ([helper.make_node("Erf", ["pcm"], ["scores"])], "the operator Erf"),
-        ([helper.make_node("Split", ["pcm"], ["scores", "rest"], num_outputs=2)], "2 outputs"),
+        ([helper.make_node("NonZero", ["pcm"], ["scores"])], "the operator NonZero"),
+        ([helper.make_node("MaxPool", ["pcm"], ["scores", "rest"], kernel_shape=[2])], "with indices"),
         ([helper.make_node("Gelu", ["pcm"], ["scores"], domain="com.microsoft")], "com.microsoft Gelu"),
-        ([helper.make_node("Gemm", ["pcm", "square"], ["scores"], alpha=2.0)], "Gemm with alpha"),
-        ([helper.make_node("QuantizeLinear", ["pcm", "one"], ["scores"])], "without a constant scale and zero point"),
+        ([helper.make_node("QuantizeLinear", ["pcm", "pcm"], ["scores"])], "without a constant scale and zero point"),
+        ([helper.make_node("QuantizeLinear", ["pcm", "one"], ["scores"])], "how to make the output scores"),
         ([helper.make_node("DequantizeLinear", ["pcm", "one", "byte"], ["scores"])], "QuantizeLinear did not make"),
         (
             [

@@ -40,11 +40,18 @@ class Augmenter:
         loud: Floats = np.clip(x * gain, -1.0, 1.0)
         return loud
 
+    @property
+    def has_noise(self) -> bool:
+        """Whether there are recordings of background noise."""
+        return bool(self._noises)
+
     def noise(self, samples: int, rng: np.random.Generator) -> Floats:
         """A piece of background noise as it was recorded, float32 (samples,); zeros where there is no noise."""
         if not self._noises:
             return np.zeros(samples, np.float32)
         source = self._noises[int(rng.integers(len(self._noises)))].pcm
+        if source.size < samples:
+            source = np.resize(source, samples)
         start = int(rng.integers(source.size - samples + 1))
         return source[start : start + samples].astype(np.float32) / np.float32(32768)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from edge import files
 from edge.errors import UsageError
 from firmware_models.architectures import FirmwareModel, build, find
+from firmware_models.low_rank.layout import lay_out, layout
 
 MODEL_FILE = "model.safetensors"
 _KEY = "earshot"
@@ -23,7 +24,10 @@ _SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """What a checkpoint says of itself; ``settings`` are the architecture's, ``metrics`` those of its training."""
+    """What a checkpoint says of itself; ``settings`` are the architecture's, ``metrics`` those of its training.
+
+    ``low_rank`` names the layers that are split into factors; see :func:`firmware_models.low_rank.layout.layout`.
+    """
 
     architecture: str
     labels: tuple[str, ...]
@@ -32,6 +36,7 @@ class CheckpointInfo:
     settings: dict[str, Any]
     metrics: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    low_rank: dict[str, Any] | None = None
 
 
 def save_checkpoint(
@@ -51,6 +56,7 @@ def save_checkpoint(
         settings=model.settings.model_dump(),
         metrics=metrics or {},
         training=training or {},
+        low_rank=layout(model),
     )
     save_tensors(path, model.state_dict() if weights is None else weights, {"schema": _SCHEMA, **asdict(info)})
 
@@ -73,6 +79,7 @@ def load_checkpoint(path: Path) -> tuple[FirmwareModel, CheckpointInfo]:
             settings=dict(about["settings"]),
             metrics=dict(about.get("metrics", {})),
             training=dict(about.get("training", {})),
+            low_rank=dict(about["low_rank"]) if about.get("low_rank") else None,
         )
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path}: its description is incomplete; it is not a model that earshot train wrote") from None
@@ -89,6 +96,10 @@ def load_checkpoint(path: Path) -> tuple[FirmwareModel, CheckpointInfo]:
             rate_hz=info.rate_hz,
             **info.settings,
         )
+    try:
+        lay_out(model, info.low_rank)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

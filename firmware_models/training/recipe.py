@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edge.errors import UsageError
 
+# The architecture of a recipe that goes on with a trained model, and the teacher that this model may have.
+ANY, START = "any", "start"
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes"
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -69,8 +71,9 @@ class Sampling(_Frozen):
 class Distillation(_Frozen):
     """Learn from a teacher, too: its soft answers on the very clips of a step tell how sure one may be.
 
-    ``recipe`` trains the teacher. ``weight`` is the part of the loss that is the distance (Kullback-Leibler at
-    ``temperature``, times its square) to the teacher's answers; the rest is the usual loss on the labels.
+    ``recipe`` trains the teacher, or is ``start``: the whole network that a low-rank one was split from. ``weight`` is
+    the part of the loss that is the distance (Kullback-Leibler at ``temperature``, times its square) to the teacher's
+    answers; the rest is the usual loss on the labels.
     """
 
     recipe: str
@@ -85,9 +88,11 @@ class Recipe(_Frozen):
     ``warmup_steps``, then follows a cosine to 0. ``ema_decay`` smooths the weights that are validated and kept.
     ``mixup`` is the alpha of its Beta distribution, 0 is off. ``keep`` is which weights become the result: the best
     on the validation split or the last.
+
+    ``architecture`` is ``any`` in a recipe that goes on with a trained model; the model brings its settings and window.
     """
 
-    architecture: str
+    architecture: str = ANY
     settings: dict[str, Any] = {}
     window_s: Annotated[float, Field(ge=0.1, le=60)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 1
@@ -106,6 +111,12 @@ class Recipe(_Frozen):
     distillation: Distillation | None = None
     sampling: Sampling = Sampling()
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _any_has_no_settings(self) -> Self:
+        if self.architecture == ANY and self.settings:
+            raise ValueError("settings: only with an architecture; a recipe for any goes on with the model's own")
+        return self
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from firmware_models.training.checkpoint import (
 )
 from firmware_models.training.recipe import Recipe
 from firmware_models.training.sampling import Sampler
+from firmware_models.training.start import Start
 
 STATE_FILE, METRICS_FILE = "state.safetensors", "metrics.json"
 
@@ -59,12 +61,11 @@ class Run:
         recipe: Recipe,
         material: Material,
         device: str,
-        teacher: tuple[FirmwareModel, CheckpointInfo] | None = None,
+        teacher: tuple[FirmwareModel, CheckpointInfo | None] | None = None,
+        start: Start | None = None,
     ) -> None:
-        self.recipe, self.material = recipe, material
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            model = build(recipe.architecture, labels=material.train.labels, **recipe.settings)
+        self.recipe, self.material, self.start = recipe, material, start
+        model = _untrained(recipe, material.train) if start is None else copy.deepcopy(start.model)
         self.device = torch.device(device)
         # Tensors of channels in the last place make the convolutions of a CPU about twice as fast.
         self.model: FirmwareModel = model.to(self.device)
@@ -82,6 +83,7 @@ class Run:
         self.step = 0
         self.elapsed_s = 0.0
         self.recent_loss = 0.0
+        self.before: dict[str, dict[str, float]] = {}
 
     def advance(self) -> float:
         """Do one step; dropout and batch follow from seed and step alone."""
@@ -123,6 +125,20 @@ class Run:
         found = evaluate(self.scorer(self.smooth), self.material.validation)
         row = {"step": float(self.step), "loss": self.recent_loss, "top1": found.top1, "balanced": found.balanced}
         self.history.append(row)
+        self._keep(found)
+
+    def validate_start(self) -> None:
+        """Score what the run starts from; it is what training has to beat."""
+        if self.start is None:
+            return
+        if self.start.whole is not None:
+            scorer = torch_scorer(copy.deepcopy(self.start.whole).to(self.device).eval())
+            self.before["whole"] = _summary(evaluate(scorer, self.material.validation))
+        found = evaluate(self.scorer(self.smooth), self.material.validation)
+        self.before["start"] = _summary(found)
+        self._keep(found)
+
+    def _keep(self, found: Evaluation) -> None:
         score = (found.top1 + found.balanced) / 2
         if self.recipe.keep == "last" or score >= self.best_score:
             self.best_score = score
@@ -131,10 +147,9 @@ class Run:
 
     def scorer(self, weights: dict[str, Tensor]) -> Scorer:
         """A scorer with other weights than the ones being trained."""
-        with torch.random.fork_rng(devices=[]):
-            model = build(self.recipe.architecture, labels=self.model.labels, **self.recipe.settings)
+        model = copy.deepcopy(self.model)
         model.load_state_dict(weights)
-        return torch_scorer(model.to(self.device))
+        return torch_scorer(model.eval())
 
     def note(self, loss: float) -> str:
         """What a person watching wants to know."""
@@ -146,7 +161,14 @@ class Run:
         """Store result, metrics and state; the state last, so that a kill in between repeats work but loses none."""
         best: Evaluation = self.best_evaluation
         kept = {"validation_top1": best.top1, "validation_balanced": best.balanced, "validation_n": float(best.n)}
-        origin = {"seed": self.recipe.seed, "steps": self.step, "minutes": round(self.elapsed_s / 60, 2)}
+        kept |= {f"{name}_validation_top1": found["top1"] for name, found in self.before.items()}
+        origin: dict[str, Any] = {
+            "seed": self.recipe.seed,
+            "steps": self.step,
+            "minutes": round(self.elapsed_s / 60, 2),
+        }
+        if self.start is not None:
+            origin["start"] = self.start.training
         if self.teacher_info is not None:
             origin["teacher_minutes"] = self.teacher_info.training["minutes"]
             origin["teacher_validation_top1"] = self.teacher_info.metrics["validation_top1"]
@@ -159,6 +181,8 @@ class Run:
             "validation": best.to_json(),
             "history": self.history,
         }
+        if self.start is not None:
+            metrics["before"] = self.before
         files.write(out / METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())
         tensors: dict[str, Tensor] = {}
         for prefix, group in (("model", self.model.state_dict()), ("smooth", self.smooth), ("best", self.best)):
@@ -173,6 +197,7 @@ class Run:
             "best_score": self.best_score,
             "recent_loss": self.recent_loss,
             "history": self.history,
+            "before": self.before,
         }
         save_tensors(out / STATE_FILE, tensors, about)
 
@@ -196,6 +221,7 @@ class Run:
         self.step, self.history = int(about["step"]), list(about["history"])
         self.elapsed_s, self.best_score = float(about["elapsed_s"]), float(about["best_score"])
         self.recent_loss = float(about["recent_loss"])
+        self.before = dict(about.get("before", {}))
 
     def loss_of(self, logits: Tensor, target: Tensor, sound: Tensor) -> Tensor:
         """What ``logits`` cost, given the labels' shares ``target`` and what a teacher answers to ``sound``."""
@@ -233,6 +259,22 @@ def learning_rate(recipe: Recipe, step: int) -> float:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _untrained(recipe: Recipe, clips: Clips) -> FirmwareModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return build(
+            recipe.architecture,
+            labels=clips.labels,
+            window_samples=clips.pcm.shape[1],
+            rate_hz=clips.rate_hz,
+            **recipe.settings,
+        )
+
+
+def _summary(found: Evaluation) -> dict[str, float]:
+    return {"top1": found.top1, "balanced": found.balanced, "n": found.n}
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

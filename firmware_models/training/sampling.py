@@ -26,11 +26,13 @@ class Sampler:
         self._synthetic_pcm = synthetic.pcm if synthetic is not None else clips.pcm
         weight = {UNKNOWN: settings.unknown_weight, SILENCE: settings.silence_weight}
         weights = np.array([weight.get(label, 1.0) for label in self.labels])
-        for index, rows in enumerate(self._real):
-            if rows.size == 0:
-                if self.labels[index] not in (UNKNOWN, SILENCE):
-                    raise DataError(f"{clips.root}: no clip of {self.labels[index]!r} in the split {clips.split!r}")
-                weights[index] = 0.0
+        empty = [index for index, rows in enumerate(self._real) if rows.size == 0]
+        weights[empty] = 0.0
+        missing = [repr(self.labels[index]) for index in empty if self.labels[index] not in weight]
+        if missing or not weights.any():
+            raise DataError(
+                f"{clips.root}: no clip of {', '.join(missing) or 'any label'} in the split {clips.split!r}"
+            )
         self._weights = weights / weights.sum()
 
     def batch(self, size: int, *, seed: int, step: int) -> tuple[Floats, npt.NDArray[np.int64]]:
@@ -41,9 +43,10 @@ class Sampler:
         return pcm, label_index.astype(np.int64)
 
     def _clip(self, label: int, rng: np.random.Generator) -> Floats:
-        if self.labels[label] == SILENCE:
-            return self.augmenter.silence(self._pcm.shape[1], rng)
         rows, source = self._real[label], self._pcm
+        # A data set may bring clips of silence, but no noise to make more of.
+        if self.labels[label] == SILENCE and (self.augmenter.has_noise or rows.size == 0):
+            return self.augmenter.silence(self._pcm.shape[1], rng)
         if self._synthetic[label].size and rng.random() < self._share:
             rows, source = self._synthetic[label], self._synthetic_pcm
         return self.augmenter(source[rows[rng.integers(rows.size)]], rng)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run's folder, a model.safetensors or a bundle.")],
     *,
-    data: Annotated[Path, typer.Option("--data", help="A folder in the layout of Speech Commands.")],
+    data: Annotated[Path, typer.Option("--data", help="Speech Commands, or any folder with a folder per class.")],
     split: Annotated[str, typer.Option("--split", help="train, validation, test or all.")] = "test",
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the confusion matrix here (.png, .svg, .pdf).")
@@ -28,6 +28,10 @@ def evaluate(
     trust: Annotated[
         list[Path] | None,
         typer.Option("--trust", help="A public key whose bundles may be loaded.", show_default="the zoo's"),
+    ] = None,
+    architecture: Annotated[
+        Path | None,
+        typer.Option("--architecture", help="A Python file that defines the checkpoint's architecture; it is run."),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, max=256, help="CPU threads.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -39,27 +43,38 @@ def evaluate(
 
     if plot is not None and plot.suffix.lower() not in {".png", ".svg", ".pdf"}:
         raise UsageError(f"{plot}: a plot is written as .png, .svg or .pdf")
-    scorer, labels, log_floor = _open(model, trust or [], threads)
+    if architecture is not None:
+        from firmware_models.architectures import register_file
+
+        register_file(architecture)
+    opened = _open(model, trust or [], threads)
     with progress("reading clips", enabled=not as_json) as report:
-        clips = load(data, split, progress=report)
-    check_labels(labels, clips)
+        clips = load(data, split, window_samples=opened.window_samples, progress=report)
+    check_labels(opened.labels, clips)
     with progress("scoring", enabled=not as_json) as report:
-        found = evaluate_scorer(scorer, clips, progress=report)
+        found = evaluate_scorer(opened.scorer, clips, progress=report)
     if plot is not None:
         from firmware_models.confusion_plot import draw_confusion
 
         draw_confusion(found, plot, title=f"{model} on {split} of {data}")
     if as_json:
-        about = {"model": str(model), "data": str(data), "split": split, "log_floor": log_floor}
+        about = {"model": str(model), "data": str(data), "split": split, "log_floor": opened.log_floor}
         print_json({**about, "skipped": len(clips.skipped), **found.to_json()})
         return
     _print(found, skipped=[f"{item.path}: {item.reason}" for item in clips.skipped])
-    if log_floor is not None:
-        say(f"log floor of the model's front end: {log_floor:g} (mean square per mel band)")
+    if opened.log_floor is not None:
+        say(f"log floor of the model's front end: {opened.log_floor:g} (mean square per mel band)")
 
 
-def _open(path: Path, trust: list[Path], threads: int) -> tuple[Scorer, tuple[str, ...], float | None]:
-    """A scorer, its labels and its log floor; bundles run in onnxruntime, checkpoints in torch."""
+class _Opened(NamedTuple):
+    scorer: Scorer
+    labels: tuple[str, ...]
+    window_samples: int
+    log_floor: float | None
+
+
+def _open(path: Path, trust: list[Path], threads: int) -> _Opened:
+    """A scorer and what is known of its model; bundles run in onnxruntime, checkpoints in torch."""
     if path.is_file() and path.suffix == ".earshot":
         from edge.bundle.classifier import Classifier
         from edge.bundle.reading import read_bundle
@@ -68,7 +83,9 @@ def _open(path: Path, trust: list[Path], threads: int) -> tuple[Scorer, tuple[st
 
         keys = [load_public_key(key) for key in trust or [PUBLIC_KEY]]
         classifier = Classifier(read_bundle(path, trusted=keys), threads=threads)
-        return classifier.scores, classifier.labels, classifier.manifest.log_floor
+        about = classifier.manifest
+        _check_rate(path, about.rate_hz)
+        return _Opened(classifier.scores, classifier.labels, about.window_samples, about.log_floor)
     if path.suffix == ".earshot":
         raise UsageError(f"{path}: no such bundle")
     import torch
@@ -78,7 +95,15 @@ def _open(path: Path, trust: list[Path], threads: int) -> tuple[Scorer, tuple[st
 
     torch.set_num_threads(threads)
     checkpoint, info = load_checkpoint(path)
-    return torch_scorer(checkpoint), info.labels, checkpoint.log_floor
+    _check_rate(path, info.rate_hz)
+    return _Opened(torch_scorer(checkpoint), info.labels, info.window_samples, checkpoint.log_floor)
+
+
+def _check_rate(path: Path, rate_hz: int) -> None:
+    from firmware_models.data import RATE_HZ
+
+    if rate_hz != RATE_HZ:
+        raise UsageError(f"{path}: hears sound at {rate_hz} Hz; data sets are read at {RATE_HZ} Hz")
 
 
 def _print(found: Evaluation, *, skipped: list[str]) -> None:

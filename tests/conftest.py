@@ -322,3 +322,28 @@ def zoo_bundle() -> Callable[[str], tuple[Path, Path]]:
         return zoo.bundle(name), zoo.PUBLIC_KEY
 
     return find
+
+
+@pytest.fixture(scope="session")
+def low_rank_lms(random_lms):
+    """``random_lms`` with every layer in three factors."""
+    from firmware_models.low_rank.factorise import Ranks, factorise
+
+    return factorise(random_lms, Ranks(fc=8, conv=32, larger_too=True))[0].eval()
+
+
+@pytest.fixture(scope="session")
+def ensemble_bundle(low_rank_lms, keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stochastic ensemble of four members with random weights, trusted with ``keys.public``."""
+    import dataclasses
+
+    from export.graphs.ensemble import ensemble_graph, ensemble_of
+    from export.pack import identity_of, pack
+
+    graph = ensemble_graph(low_rank_lms, sigma=0.5)
+    identity = dataclasses.replace(
+        identity_of(low_rank_lms, name="lms-ensemble", version=1),
+        score_kind="probabilities",
+        ensemble=ensemble_of(graph, members=4),
+    )
+    return pack(tmp_path_factory.mktemp("bundles") / "lms-ensemble.earshot", graph, identity, key=keys.signer).path

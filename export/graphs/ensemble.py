@@ -106,7 +106,8 @@ class _Rewriting:
             for name, layer in split.named_modules()
             if isinstance(layer, _Scaled)
         }
-        if missing := self._layers.keys() - {name for node in plain.graph.node for name in node.input}:
+        multiplied = {name for node in plain.graph.node if node.op_type == "Mul" for name in node.input}
+        if missing := self._layers.keys() - multiplied:
             raise UsageError(f"the exported graph does not multiply by {', '.join(sorted(missing))}")
         inferred = shape_inference.infer_shapes(plain, strict_mode=True).graph
         self._sizes = {
@@ -139,8 +140,6 @@ class _Rewriting:
         mean = (s.detach() + self._ensemble.mean).cpu().numpy()
         self._scales = self._add("Add", [drawn, self._constant("mean", mean)])
         self._batch = self._add("Shape", [INPUT], start=0, end=1)
-        rows = self._add("Shape", [NOISE], start=0, end=1)
-        self._members = self._add("Div", [rows, self._batch])
 
     def _scale(self, node: NodeProto, factor: str) -> None:
         """Multiply by each member's singular values; where only clips have rows so far, give each member one."""
@@ -149,14 +148,14 @@ class _Rewriting:
         bounds = [self._integers([place.start]), self._integers([place.stop])]
         scale = self._add("Slice", [self._scales, *bounds, self._integers([1])])
         # A convolution's values are (rank, 1, ...), a fully connected layer's (rank,): aligned with the last axes.
-        trailing = [1] * (len(self._sizes[value]) - len(shape)) + [*shape]
+        trailing = [1] * (len(self._sizes_of(value)) - len(shape)) + [*shape]
         if value in self._by_member:
             scale = self._reshape(scale, [-1, *trailing])
             self._add("Mul", [value, scale], output=node.output[0])
         else:
             sizes = self._join(self._batch, self._integers([-1, *trailing]))
             spread = self._add("Mul", [self._per_clip(value), self._add("Reshape", [scale, sizes])])
-            self._reshape(spread, [-1, *self._sizes[value]], output=node.output[0])
+            self._reshape(spread, [-1, *self._sizes_of(value)], output=node.output[0])
         self._by_member.add(node.output[0])
 
     def _copy(self, node: NodeProto) -> None:
@@ -176,8 +175,9 @@ class _Rewriting:
     def _per_member(self, name: str) -> str:
         """A value of each clip, repeated for every member."""
         if name not in self._spread:
-            sizes = self._sizes[name]
-            shape = self._join(self._integers([1]), self._members, self._integers([1] * len(sizes)))
+            sizes = self._sizes_of(name)
+            members = self._add("Div", [self._add("Shape", [NOISE], start=0, end=1), self._batch])
+            shape = self._join(self._integers([1]), members, self._integers([1] * len(sizes)))
             wide = self._add("Expand", [self._per_clip(name), shape])
             self._spread[name] = self._reshape(wide, [-1, *sizes])
         return self._spread[name]
@@ -188,14 +188,24 @@ class _Rewriting:
 
     def _mean_of_softmax(self) -> None:
         last = next(node for node in self._nodes if OUTPUT in node.output)
-        last.output[list(last.output).index(OUTPUT)] = "logits"
+        logits = f"{_PREFIX}logits"
+        last.output[list(last.output).index(OUTPUT)] = logits
         if OUTPUT not in self._by_member:
-            self._add("Softmax", ["logits"], output=OUTPUT, axis=-1)
+            self._add("Softmax", [logits], output=OUTPUT, axis=-1)
             return
-        softmax = self._add("Softmax", ["logits"], axis=-1)
-        shape = self._join(self._batch, self._integers([-1, *self._sizes[OUTPUT]]))
+        softmax = self._add("Softmax", [logits], axis=-1)
+        shape = self._join(self._batch, self._integers([-1, *self._sizes_of(OUTPUT)]))
         apart = self._add("Reshape", [softmax, shape])
         self._add("ReduceMean", [apart, self._integers([1])], output=OUTPUT, keepdims=0)
+
+    def _sizes_of(self, value: str) -> list[int]:
+        """The sizes of a value behind that of the batch."""
+        sizes = self._sizes.get(value, [0])
+        if 0 in sizes:
+            raise UsageError(
+                f"the size of {value} in the exported graph depends on its input: an ensemble needs it fixed"
+            )
+        return sizes
 
     def _reshape(self, value: str, sizes: Sequence[int], output: str = "") -> str:
         return self._add("Reshape", [value, self._integers(sizes)], output=output)

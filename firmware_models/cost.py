@@ -66,36 +66,49 @@ def cost(model: FirmwareModel) -> Cost:
     for module in model.modules():
         if isinstance(module, LogMel):
             module.method = "convolution"
-    scaling = {name: _Scaling(module) for name, module in model.named_modules() if isinstance(module, Factored)}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        inside = [0]
+        meters = {name: _Meter(module, counter, inside) for name, module in model.named_modules()}
         model(torch.zeros(1, model.window_samples))
-    # Names begin with the class of the model; a multiply-add is two operations.
-    counts = counter.get_flop_counts()
-    root = type(model).__name__
-    total = {name: sum(counts.get(f"{root}.{name}" if name else root, {}).values()) // 2 for name in _names(model)}
     layers = []
     seen: set[int] = set()
     for name, module in model.named_modules():
-        of_children = sum(total[f"{name}.{child}" if name else child] for child, _ in module.named_children())
-        own = total[name] - of_children + (scaling[name].multiply_adds if name in scaling else 0)
-        mine = [each for each in module.parameters(recurse=False) if id(each) not in seen]
-        seen |= {id(each) for each in mine}
-        parameters = sum(each.numel() for each in mine)
-        if parameters or own:
-            layers.append(LayerCost(name, type(module).__name__, parameters, own))
+        new = [each for each in module.parameters(recurse=False) if id(each) not in seen]
+        seen |= {id(each) for each in new}
+        parameters = sum(each.numel() for each in new)
+        if parameters or meters[name].multiply_adds:
+            layers.append(LayerCost(name, type(module).__name__, parameters, meters[name].multiply_adds))
     return Cost(tuple(layers))
 
 
-class _Scaling:
-    """Counts the products with s of a factored layer, which are no convolution and no matrix product."""
+class _Meter:
+    """Counts what a module does itself, wherever and however often it is called.
 
-    def __init__(self, module: Factored) -> None:
+    ``inside`` is shared by all: for each module being called, what the modules that it called have done.
+    """
+
+    def __init__(self, module: nn.Module, counter: FlopCounterMode, inside: list[int]) -> None:
         self.multiply_adds = 0
-        module.v.register_forward_hook(self)
+        self._counter, self._inside = counter, inside
+        self._before: list[int] = []
+        module.register_forward_pre_hook(self._enter)
+        module.register_forward_hook(self._leave)
+        if isinstance(module, Factored):
+            # The products with s are no convolution and no matrix product.
+            module.v.register_forward_hook(self._scale)
 
-    def __call__(self, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _enter(self, _module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+        self._before.append(self._done())
+        self._inside.append(0)
+
+    def _leave(self, _module: nn.Module, _inputs: tuple[Any, ...], _output: Any) -> None:
+        whole = self._done() - self._before.pop()
+        self.multiply_adds += whole - self._inside.pop()
+        self._inside[-1] += whole
+
+    def _scale(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
         self.multiply_adds += output.numel()
 
-
-def _names(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_modules()]
+    def _done(self) -> int:
+        # A multiply-add is two operations.
+        return int(self._counter.get_total_flops()) // 2

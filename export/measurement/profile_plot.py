@@ -1,0 +1,72 @@
+"""Draw accuracy over size and over latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from edge.errors import UsageError
+from export.measurement.profile import Profile
+
+# Okabe and Ito's palette can be told apart by colour-blind readers; markers tell the rest.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def draw_profile(found: Sequence[Profile], path: Path) -> None:
+    """Write two panels: top-1 with its 95 % interval over megabytes on disk, and over the median latency.
+
+    Raises:
+        UsageError: no bundle has an accuracy, or ``path`` cannot be written.
+    """
+    shown = [each for each in found if each.accuracy is not None]
+    if not shown:
+        raise UsageError(f"{path}: nothing to draw, no manifest tells an accuracy: measure it with --data DIR")
+    figure = Figure(figsize=(11, max(4.2, 1.2 + 0.24 * len(shown))), layout="constrained")
+    FigureCanvasAgg(figure)
+    size, latency = figure.subplots(1, 2, sharey=True)
+    looks = zip(cycle(_COLOURS), cycle(_MARKERS))
+    for each, (colour, marker) in zip(shown, looks, strict=False):
+        accuracy = each.accuracy
+        if accuracy is None:
+            continue
+        below, above = accuracy.top1 - accuracy.low, accuracy.high - accuracy.top1
+        name = f"{each.manifest.name} ({each.kernels.computes_in})"
+        for axes, across in ((size, each.file_bytes / 1e6), (latency, each.latency.median_ms)):
+            axes.errorbar(
+                [across],
+                [100 * accuracy.top1],
+                yerr=[[100 * below], [100 * above]],
+                marker=marker,
+                markersize=7,
+                capsize=3,
+                color=colour,
+                linestyle="none",
+                label=name if axes is size else None,
+            )
+    _dress(size, "size of the bundle (MB)")
+    _dress(latency, "latency of one window, one thread, median (ms)")
+    size.set_ylabel("top-1 (%), 95 % Wilson interval")
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _dress(axes: Axes, label: str) -> None:
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    low, high = axes.get_xlim()
+    ticks = [step * 10.0**power for power in range(-4, 5) for step in (1, 2, 5)]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    axes.set_xticks(inside, [f"{tick:g}" for tick in inside])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.3)

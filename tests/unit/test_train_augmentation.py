@@ -124,3 +124,39 @@ def test_synthetic_speech_has_the_share_asked_for() -> None:
 def test_a_command_without_clips_is_refused() -> None:
     with pytest.raises(DataError, match="'go'"):
         Sampler(some_clips([*COMMANDS[:9], "_unknown_"], 0.25), None, Sampling(), Augmenter(NOTHING, NOISE))
+
+
+def other_clips(labels: tuple[str, ...], label_index: list[int], samples: int = 48_000) -> Clips:
+    pcm = np.full((len(label_index), samples), 9000, np.int16)
+    names = tuple(map(str, label_index))
+    return Clips(Path("memory"), "train", pcm, np.array(label_index, np.int64), labels, names, names)
+
+
+def test_other_labels_are_drawn_evenly_however_many_clips_they_have() -> None:
+    clips = other_clips(("dog", "drill", "siren"), [0] * 30 + [1] * 3 + [2])
+    sampler = Sampler(clips, None, Sampling(), Augmenter(NOTHING, NOISE))
+    pcm, label = sampler.batch(600, seed=1, step=0)
+    np.testing.assert_allclose(np.bincount(label) / 600, np.full(3, 1 / 3), atol=0.06)
+    assert pcm.shape == (600, 48_000)
+    assert pcm.min() > 0.2
+
+
+def test_labels_without_clips_are_named() -> None:
+    clips = other_clips(("dog", "drill", "siren"), [0, 0])
+    with pytest.raises(DataError, match="no clip of 'drill', 'siren' in the split 'train'"):
+        Sampler(clips, None, Sampling(), Augmenter(NOTHING, NOISE))
+    with pytest.raises(DataError, match="no clip of any label"):
+        Sampler(other_clips(("_unknown_",), []), None, Sampling(), Augmenter(NOTHING, NOISE))
+
+
+def test_silence_is_made_of_noise_and_where_there_is_none_of_clips() -> None:
+    clips = other_clips(("dog", "_silence_"), [0, 1], samples=16_000)
+    for noises, loud in ((NOISE, False), ((), True)):
+        pcm, label = Sampler(clips, None, Sampling(), Augmenter(NOTHING, noises)).batch(20, seed=0, step=0)
+        assert (np.abs(pcm[label == 1]).max() > 0.2) == loud
+        assert np.abs(pcm[label == 0]).min() > 0.2
+
+
+def test_noise_shorter_than_the_clip_is_repeated() -> None:
+    found = Augmenter(NOTHING, NOISE).noise(100_000, np.random.default_rng(0))
+    np.testing.assert_array_equal(found[:20_000], found[40_000:60_000])

@@ -33,13 +33,21 @@ class Clip:
         return ClipRecord(self.path, self.label, hashlib.sha256(self.pcm.astype("<i2").tobytes()).hexdigest())
 
 
-def choose(choice: ClipChoice, labels: tuple[str, ...], *, seed: int, progress: Progress = silent) -> list[Clip]:
+def choose(
+    choice: ClipChoice,
+    labels: tuple[str, ...],
+    *,
+    seed: int,
+    window_samples: int | None = None,
+    progress: Progress = silent,
+) -> list[Clip]:
     """Draw the clips of a plan, the same number per label as far as there are enough.
 
     Args:
         choice: the plan's choice.
         labels: what the models know.
         seed: the draw.
+        window_samples: what the models hear; by default what is usual for the data set.
         progress: of decoding the data set.
 
     Raises:
@@ -51,7 +59,7 @@ def choose(choice: ClipChoice, labels: tuple[str, ...], *, seed: int, progress: 
         if label not in labels:
             raise PlanError(f"clips.labels: {label!r} is unknown to the models, allowed: {', '.join(labels)}")
     folder = CLIPS if choice.data == "zoo" else Path(choice.data)
-    found = data.load(folder, choice.split, progress=progress)
+    found = data.load(folder, choice.split, window_samples=window_samples, progress=progress)
     generator = np.random.default_rng(seed)
     names = np.array(found.labels)[found.label_index]
     decks = [generator.permutation(np.flatnonzero(names == label)) for label in wanted]

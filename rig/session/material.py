@@ -10,6 +10,7 @@ from edge.bundle.reading import Bundle, read_bundle
 from edge.bundle.signing import load_public_key
 from edge.errors import PlanError, UsageError
 from firmware_models import zoo
+from firmware_models.data import RATE_HZ
 from firmware_models.progress import Progress, silent
 from rig import clips as clip_choice
 from rig.airs import Air, Rendering, open_air
@@ -68,11 +69,11 @@ def load(plan: Plan, air: str, *, progress: Progress = silent) -> Material:
     first = next(iter(bundles.values())).manifest
     _check_targets(plan, first.labels)
     conditions = list_conditions(plan, list(bundles), air)
-    clips = clip_choice.choose(plan.clips, first.labels, seed=plan.seed, progress=progress)
-    if len(clips[0].pcm) != first.window_samples:
-        raise PlanError(
-            f"plan {plan.name}: clips have {len(clips[0].pcm)} samples, the models hear {first.window_samples}"
-        )
+    if first.rate_hz != RATE_HZ:
+        raise PlanError(f"plan {plan.name}: the models hear {first.rate_hz} Hz, data sets are read at {RATE_HZ} Hz")
+    clips = clip_choice.choose(
+        plan.clips, first.labels, seed=plan.seed, window_samples=first.window_samples, progress=progress
+    )
     return Material(
         plan=plan,
         trust=trust,

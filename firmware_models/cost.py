@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from firmware_models.architectures import FirmwareModel
@@ -66,7 +70,7 @@ def cost(model: FirmwareModel) -> Cost:
     for module in model.modules():
         if isinstance(module, LogMel):
             module.method = "convolution"
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with _in_plain_steps(), FlopCounterMode(display=False) as counter:
         inside = [0]
         meters = {name: _Meter(module, counter, inside) for name, module in model.named_modules()}
         model(torch.zeros(1, model.window_samples))
@@ -79,6 +83,16 @@ def cost(model: FirmwareModel) -> Cost:
         if parameters or meters[name].multiply_adds:
             layers.append(LayerCost(name, type(module).__name__, parameters, meters[name].multiply_adds))
     return Cost(tuple(layers))
+
+
+@contextmanager
+def _in_plain_steps() -> Iterator[None]:
+    """Let torch compute LSTMs and attention by matrix products; its fused kernels would be counted as nothing."""
+    with warnings.catch_warnings():
+        # Where there is no Intel GPU, torch warns about TF32 when these flags are set.
+        warnings.simplefilter("ignore")
+        with torch.enable_grad(), torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+            yield
 
 
 class _Meter:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
 
-from firmware_models.architectures import ARCHITECTURES, build
+from firmware_models.architectures import ARCHITECTURES, FirmwareModel, build
 from firmware_models.cost import cost
 from firmware_models.data import LABELS
 from firmware_models.low_rank import folded
@@ -52,3 +56,37 @@ def test_counting_leaves_the_model_alone() -> None:
     assert model.training
     assert model.get_submodule("frontend").method == "fft"
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+class Nothing(BaseModel):
+    """No settings."""
+
+
+class Own(FirmwareModel):
+    """Layers for which torch has fused kernels."""
+
+    name = "own"
+    Settings = Nothing
+
+    def __init__(self, settings: BaseModel, *, labels: Sequence[str], window_samples: int, rate_hz: int) -> None:
+        super().__init__(settings, labels=labels, window_samples=window_samples, rate_hz=rate_hz)
+        self.gru = nn.GRU(16, 16, batch_first=True)
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+        self.attention = nn.TransformerEncoderLayer(16, 2, dim_feedforward=32, batch_first=True)
+
+    def features(self, pcm: Tensor) -> Tensor:
+        return pcm.unflatten(1, (-1, 16))
+
+    def classify(self, features: Tensor) -> Tensor:
+        x, _ = self.gru(features)
+        x, _ = self.lstm(x)
+        return self.attention(x)[:, -1, : len(self.labels)]
+
+
+def test_recurrent_layers_and_attention_are_counted() -> None:
+    model = Own(Nothing(), labels=("a", "b"), window_samples=160, rate_hz=16_000)
+    found = cost(model)
+    frames = 10
+    assert found.inside("gru")[1] == frames * 3 * 16 * 32
+    assert found.inside("lstm")[1] == frames * 4 * 16 * 32
+    assert found.inside("attention")[1] == frames * (4 * 16 * 16 + 2 * 16 * 32) + 2 * frames * frames * 16

@@ -30,6 +30,7 @@ COMMANDS = {
     "bundle": ("rig.cli.bundle", "Show and verify bundles."),
     "parity": ("rig.cli.parity", "Hold what a bundle computes against torch, its twin and aarch64."),
     "profile": ("rig.cli.profile", "Measure size, speed, memory and accuracy of bundles."),
+    "zoo": ("rig.cli.zoo", "List and compare the released models."),
     "plan": ("rig.cli.plan", "Check a plan before it runs."),
     "session": ("rig.cli.session", "Run, resume and show sessions."),
     "report": ("rig.cli.report", "Write summary, results and page of finished sessions."),

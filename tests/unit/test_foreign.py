@@ -383,8 +383,8 @@ def test_torch_cnn_over_logmel(tmp_path, opset, dynamic):
     assert found.log_floor == pytest.approx(1e-6)
     assert {each.version for each in found.graph.opset_import} == {21}
     assert found.twin_lacks is None
-    batch = () if dynamic else ("the file insists on a batch of 1; the bundle takes any",)
-    assert found.notes == ("its 98 frames are taken from windows of 16000 samples", *batch)
+    batch = () if dynamic else ("The file insists on a batch of 1; the bundle takes any.",)
+    assert found.notes == ("Its 98 frames are taken from windows of 16000 samples.", *batch)
     # Without batch norm, which is in the convolution, and without dropout.
     kinds = {node.op_type for node in found.graph.graph.node}
     assert not kinds & {"BatchNormalization", "Dropout"}
@@ -685,7 +685,7 @@ def test_shapes_that_need_an_option(tmp_path):
     assert "101 frames are 16400 samples" in told
     found = import_foreign(path, LABELS, "logmel")
     assert found.window_samples == 16_400
-    assert "its 101 frames are taken from windows of 16400 samples" in found.notes
+    assert "Its 101 frames are taken from windows of 16400 samples." in found.notes
     padded = import_foreign(path, LABELS, "logmel", ForeignSettings(front_end=front_end({"padding": "zero"})))
     assert padded.window_samples == 16_000
     wide = {"front_end": {"bands": 64}}

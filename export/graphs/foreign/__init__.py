@@ -94,9 +94,9 @@ def _import(path: Path, labels: tuple[str, ...], input_kind: InputKind, settings
     lacks = missing_in_twin(graph, pcm, expected, batch=free)
     notes += [each for each in (note, why) if each]
     if batch is not None and free is None:
-        notes.append(f"the file insists on a batch of {batch}; the bundle takes any")
+        notes.append(f"The file insists on a batch of {batch}; the bundle takes any.")
     if lacks is not None:
-        notes.append(f"no gradient attacks on this model, they need the twin: {lacks}")
+        notes.append(f"No gradient attacks on this model, they need the twin: {lacks}.")
     return ForeignModel(
         graph=graph,
         labels=labels,

@@ -123,12 +123,12 @@ def upgrade(model: ModelProto) -> tuple[ModelProto, str | None]:
     opset = opset_of(model)
     model = _plain(model, opset)
     if opset >= OPSET:
-        return model, None if opset == OPSET else f"opset {opset} is kept; our own graphs have {OPSET}"
+        return model, None if opset == OPSET else f"Opset {opset} is kept; our own graphs have {OPSET}."
     try:
         return _plain(onnx.version_converter.convert_version(model, OPSET), OPSET), None
     except Exception as error:  # noqa: BLE001 - the converter's C++ raises whatever it meets
         if opset >= MIN_OPSET:
-            return model, f"opset {opset} is kept ({one_line(error)}): weights of 16 and 4 bits need opset {OPSET}"
+            return model, f"Opset {opset} is kept ({one_line(error)}): weights of 16 and 4 bits need {OPSET}."
         raise UsageError(
             f"opset {opset} cannot be converted to {OPSET} ({one_line(error)}): "
             f"export it with opset {MIN_OPSET} or later"

@@ -80,7 +80,7 @@ def score_kind_of(
     if node.op_type not in {"Softmax", "Sigmoid", "HardSigmoid"} and not sums_to_one:
         return "logits", None
     ending = f"ends in {node.op_type}" if node.op_type in {"Softmax", "Sigmoid", "HardSigmoid"} else "sums to 1"
-    return "probabilities", f"the model {ending}: its scores are probabilities, whose gradient fades when it is sure"
+    return "probabilities", f"The model {ending}: its scores are probabilities, whose gradient fades where it is sure."
 
 
 def parameter_count(model: ModelProto) -> int:

@@ -115,7 +115,7 @@ def wire(
         if input_kind == "logmel":
             one_second = features.frames(settings.rate_hz) == length
             window = settings.rate_hz if one_second else features.samples(length)
-            notes.append(f"its {length} frames are taken from windows of {window} samples")
+            notes.append(f"Its {length} frames are taken from windows of {window} samples.")
     if not 16 <= window <= MAX_WINDOW_S * settings.rate_hz:
         raise UsageError(f"{window} samples at {settings.rate_hz} Hz: a window has 16 samples to {MAX_WINDOW_S} s")
     wiring = Wiring(

@@ -62,8 +62,8 @@ def test_one_run_of_eight_members(architecture: str, everywhere: bool, noise_pcm
     ratios = [float(np.median(one / np.array(times[name]))) for name in ("one_by_one", "without_noise")]
     where = "every layer" if everywhere else "the layers it makes smaller"
     print(
-        f"\n{architecture} low rank in {where}, {MEMBERS} members, one thread, {ROUNDS} interleaved rounds, processor time:"
-        f" {np.median(one) / 1e6:.2f} ms, ratio to {MEMBERS} runs of one member {ratios[0]:.2f},"
+        f"\n{architecture} low rank in {where}, {MEMBERS} members, one thread, {ROUNDS} interleaved rounds:"
+        f" processor time {np.median(one) / 1e6:.2f} ms, ratio to {MEMBERS} runs of one member {ratios[0]:.2f},"
         f" to {MEMBERS} of the plain network {ratios[1]:.2f}"
     )
     assert min(ratios) > 0

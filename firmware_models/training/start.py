@@ -32,8 +32,8 @@ class Start:
             "architecture": self.model.name,
             "settings": self.model.settings.model_dump(mode="json"),
             "low_rank": layout(self.model),
-            "sha256": _digest(self.model),
-            "whole_sha256": _digest(self.whole) if self.whole is not None else None,
+            # The factors follow from the whole network; their last bits may depend on the number of threads.
+            "sha256": _digest(self.model if self.whole is None else self.whole),
         }
 
 

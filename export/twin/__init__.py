@@ -29,6 +29,9 @@ class Twin(nn.Module):
     A stochastic ensemble has a second input, ``noise``. Where it is not given, each call draws it anew, independently
     for every clip, from ``generator``: an attack that averages gradients over calls attacks the expectation.
     ``members`` is how many are drawn, ``noise_values`` how many numbers each of them takes; None for other models.
+
+    ``simulated`` says that the graph is of profile ``storage``: onnxruntime computes Q and DQ as they stand. Otherwise
+    it rounds the float biases of 8-bit layers too, and so does the twin.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Twin(nn.Module):
         model: ModelProto,
         *,
         labels: tuple[str, ...] = (),
+        simulated: bool = False,
         members: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -52,7 +56,7 @@ class Twin(nn.Module):
             self.members, self.noise_values = members or 1, _sizes(graph, inputs[1].name)[-1]
         self.generator = generator
         batch, samples = _sizes(graph, inputs[0].name)
-        compiler = Compiler(model, set(self._names), batch=batch)
+        compiler = Compiler(model, set(self._names), batch=batch, simulated=simulated)
         self.quantised = compiler.quantised
         self._steps = with_last_uses(compiler.steps, keep=self._output)
         used = {name for step in self._steps for name in step.inputs}
@@ -74,6 +78,7 @@ class Twin(nn.Module):
         return cls(
             onnx.load_from_string(bundle.model),
             labels=bundle.manifest.labels,
+            simulated=bundle.manifest.quantisation.profile == "storage",
             members=None if ensemble is None else ensemble.members,
             generator=generator,
         )

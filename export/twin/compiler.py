@@ -16,6 +16,7 @@ from export.twin.refusal import refuse
 from export.twin.rounding import Array, Grid, centred, dequantised, grid_of, quantised, rounded
 
 _KINDS = frozenset({"float32", "float64", "int64", "int32", "bool"})
+_BYTES = frozenset({"int8", "uint8"})
 _ONNX = frozenset({"", "ai.onnx"})
 
 
@@ -32,10 +33,11 @@ class Step:
 class Compiler:
     """Walks the nodes of a graph once; ``steps`` and ``constants`` are the result.
 
-    ``batch`` is the one batch size that the graph was made for, None where it takes any.
+    ``batch`` is the one batch size that the graph was made for, None where it takes any. ``simulated`` says that
+    onnxruntime leaves Q and DQ alone (``session.disable_quant_qdq``); otherwise it rounds biases of 8-bit layers.
     """
 
-    def __init__(self, model: ModelProto, inputs: set[str], *, batch: int | None) -> None:
+    def __init__(self, model: ModelProto, inputs: set[str], *, batch: int | None, simulated: bool) -> None:
         graph = model.graph
         self.steps: list[Step] = []
         self.quantised = False
@@ -44,6 +46,9 @@ class Compiler:
         self._dynamic = set(inputs)
         self._grids: dict[str, Grid] = {}
         self._waiting: dict[str, tuple[str, Grid]] = {}
+        self._weights: dict[str, Grid] = {}
+        self._results = {each.name for each in graph.output}
+        self._simulated = simulated
         opset = next((each.version for each in model.opset_import if each.domain in _ONNX), 1)
         self._own: dict[str, Any] = {"opset": opset, "batch": batch}
         for each in graph.initializer:
@@ -75,21 +80,22 @@ class Compiler:
         attributes = {each.name: _attribute(each) for each in node.attribute}
         attributes |= self._own | {"outputs": sum(bool(name) for name in node.output)}
         operator = OPERATORS[node.op_type]
-        if not any(name in self._dynamic for name in node.input):
-            results = operator(attributes, *(self._constant(name) for name in node.input))
+        inputs = self._inputs(node)
+        if not any(name in self._dynamic for name in inputs):
+            results = operator(attributes, *(self._constant(name) for name in inputs))
             for name, result in zip(node.output, results if isinstance(results, tuple) else (results,), strict=False):
                 self._store(name, result.contiguous().numpy())
             return
         # Integers (axes, shapes, bounds) are bound now; floats stay inputs, so that the module can change its dtype.
         bound: list[Tensor | None] = []
         names: list[str] = []
-        for name in node.input:
+        for name in inputs:
             constant = None if name in self._dynamic else self._constant(name)
             is_input = name in self._dynamic or (constant is not None and constant.is_floating_point())
             bound.append(None if is_input else constant)
             if is_input:
                 names.append(name)
-        places = tuple(place for place, name in enumerate(node.input) if name in names)
+        places = tuple(place for place, name in enumerate(inputs) if name in names)
 
         def compute(*values: Tensor) -> Any:
             arguments = list(bound)
@@ -97,9 +103,25 @@ class Compiler:
                 arguments[place] = value
             return operator(attributes, *arguments)
 
-        self._emit(compute, tuple(node.input[place] for place in places), tuple(node.output))
-        if node.op_type in MOVING and node.input[0] in self._grids:
-            self._grids[node.output[0]] = self._grids[node.input[0]]
+        self._emit(compute, tuple(inputs[place] for place in places), tuple(node.output))
+        if node.op_type in MOVING and inputs[0] in self._grids:
+            self._grids[node.output[0]] = self._grids[inputs[0]]
+
+    def _inputs(self, node: NodeProto) -> list[str]:
+        """The names of the inputs; a float bias of an 8-bit layer is rounded to steps of the layer's products."""
+        names = list(node.input)
+        if self._simulated or node.op_type not in {"Conv", "Gemm"} or len(names) < 3:
+            return names
+        sound, weight = self._grids.get(names[0]), self._weights.get(names[1])
+        if sound is None or weight is None or names[2] not in self._arrays or names[2] in self._weights:
+            return names
+        narrow = sound.kind in _BYTES and weight.kind in _BYTES and not any(weight.zero)
+        if narrow and node.output[0] not in self._results:
+            steps = np.float32(sound.scale[0]) * np.array(weight.scale, np.float32)
+            bias = (np.rint(self._arrays[names[2]] / steps) * steps).astype(np.float32)
+            names[2] = f"{node.output[0]}:bias"
+            self._store(names[2], bias)
+        return names
 
     def _quantise(self, node: NodeProto) -> None:
         source, output = node.input[0], node.output[0]
@@ -115,7 +137,7 @@ class Compiler:
         source, output = node.input[0], node.output[0]
         if source in self._arrays:
             array = self._arrays[source]
-            grid = self._grid(node, rank=array.ndim, kind=array.dtype.name)
+            grid = self._weights[output] = self._grid(node, rank=array.ndim, kind=array.dtype.name)
             self._store(output, dequantised(grid, centred(grid, array)))
             return
         if source not in self._waiting:

@@ -120,5 +120,5 @@ class _Rounding(torch.autograd.Function):
 
 def rounded(x: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """``x`` on its grid, in real units; ``low`` and ``high`` are :attr:`Grid.levels`."""
-    result: Tensor = _Rounding.apply(x, scale, low, high)
+    result: Tensor = _Rounding.apply(x, scale, low, high)  # type: ignore[no-untyped-call]
     return result

@@ -59,7 +59,8 @@ def _prelu(_: Attributes, x: Tensor, slope: Tensor) -> Tensor:
 def _selu(attributes: Attributes, x: Tensor) -> Tensor:
     alpha = attributes.get("alpha", 1.67326319217681884765625)
     gamma = attributes.get("gamma", 1.05070102214813232421875)
-    return gamma * functional.elu(x, alpha)
+    result: Tensor = gamma * functional.elu(x, alpha)
+    return result
 
 
 def _shrink(attributes: Attributes, x: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Tensor | None = None) 
     if alpha == 1.0 and (c is None or (beta == 1.0 and c.ndim == 1)):
         return functional.linear(a, b, c)
     product = functional.linear(a, b) * alpha
-    return product if c is None else product + beta * c
+    result: Tensor = product if c is None else product + beta * c
+    return result
 
 
 def matmul(_: Attributes, a: Tensor, b: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def _constant_of_shape(attributes: Attributes, shape: Tensor) -> Tensor:
 
 def _expand(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
     sizes = _free_batch(attributes, x, shape.tolist())
-    return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(sizes)))
+    shared: torch.Size = torch.broadcast_shapes(tuple(x.shape), tuple(sizes))  # type: ignore[no-untyped-call]
+    return x.expand(shared)
 
 
 def _flatten(attributes: Attributes, x: Tensor) -> Tensor:

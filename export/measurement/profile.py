@@ -1,7 +1,7 @@
 """What bundles cost to run on this machine, on one thread: bytes, multiply-adds, latency, cold start, memory.
 
 Machines are noisy, so windows are given to all bundles in turn, in another order each round, and bundles are compared
-by the ratios inside the rounds: what slows the machine down slows all of them alike.
+by the ratios of processor time inside the rounds: what slows the machine down slows all of them alike.
 """
 
 from __future__ import annotations
@@ -35,18 +35,30 @@ from firmware_models.statistics import wilson
 ROUNDS = 300
 STARTS = 3
 _WARM_UP = 10
+_BUSY = 1.2
 _SEED = 20_250_103
 _SCRIPT = Path(__file__).with_name("starting_process.py")
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """One window on one thread: ``ratio`` is the median over the rounds of this bundle's time to the first one's."""
+    """One window on one thread, over ``rounds`` windows.
+
+    ``median_ms`` and ``p99_ms`` are by the clock, ``processor_ms`` is the median of the thread's processor time, which
+    does not count what other programs took. ``ratio`` is the median over the rounds of this bundle's processor time to
+    the first one's.
+    """
 
     median_ms: float
     p99_ms: float
+    processor_ms: float
     ratio: float
     rounds: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs held windows up so often that the times by the clock say little of the bundle."""
+        return self.median_ms > _BUSY * self.processor_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +121,7 @@ class Profile:
             "file_bytes": self.file_bytes,
             "graph_bytes": self.graph_bytes,
             "cost": self.cost.to_json(),
-            "latency": asdict(self.latency),
+            "latency": {**asdict(self.latency), "busy": self.latency.busy},
             "real_time_factor": self.real_time_factor,
             "start": {**asdict(self.start), "total_ms": self.start.total_ms},
             "accuracy": None if self.accuracy is None else asdict(self.accuracy),
@@ -147,18 +159,18 @@ def profile(
     begun = _starts(bundles, keys, starts, progress)
     classifiers = [Classifier(bundle) for bundle in bundles]
     windows = [bundle.golden_pcm[:1] for bundle in bundles]
-    times_ms = _interleaved_ms(classifiers, windows, rounds, progress)
+    clock_ms, processor_ms = _interleaved_ms(classifiers, windows, rounds, progress)
     found = []
     for number, (bundle, classifier, (cost, chosen)) in enumerate(zip(bundles, classifiers, costs, strict=True)):
         if clips is None:
-            accuracy = _stated(bundle.manifest)
+            accuracy = stated_accuracy(bundle.manifest)
         else:
             accuracy = _measured(classifier, clips[bundle.manifest.window_samples], progress)
-        mine = times_ms[number]
         latency = Latency(
-            median_ms=float(np.median(mine)),
-            p99_ms=float(np.percentile(mine, 99)),
-            ratio=float(np.median(mine / times_ms[0])),
+            median_ms=float(np.median(clock_ms[number])),
+            p99_ms=float(np.percentile(clock_ms[number], 99)),
+            processor_ms=float(np.median(processor_ms[number])),
+            ratio=float(np.median(processor_ms[number] / processor_ms[0])),
             rounds=rounds,
         )
         size_bytes = bundle.path.stat().st_size
@@ -187,20 +199,22 @@ def _cost(bundle: Bundle) -> GraphCost:
 
 def _interleaved_ms(
     classifiers: Sequence[Classifier], windows: Sequence[npt.NDArray[np.float32]], rounds: int, progress: Progress
-) -> npt.NDArray[np.float64]:
-    """Milliseconds per window, (bundles, rounds)."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Milliseconds per window by the clock and of processor time, each (bundles, rounds)."""
     rng = np.random.default_rng(_SEED)
-    times_ms = np.zeros((len(classifiers), rounds))
+    clock_ms, processor_ms = np.zeros((2, len(classifiers), rounds))
     for classifier, window in zip(classifiers, windows, strict=True):
         for _ in range(_WARM_UP):
             classifier.scores(window)
     for number in range(rounds):
         for index in rng.permutation(len(classifiers)).tolist():
-            began_ns = time.perf_counter_ns()
+            # onnxruntime computes in the calling thread when it has one thread only.
+            began_ns, began_processor_ns = time.perf_counter_ns(), time.thread_time_ns()
             classifiers[index].scores(windows[index])
-            times_ms[index, number] = (time.perf_counter_ns() - began_ns) / 1e6
+            processor_ms[index, number] = (time.thread_time_ns() - began_processor_ns) / 1e6
+            clock_ms[index, number] = (time.perf_counter_ns() - began_ns) / 1e6
         progress(number + 1, rounds, "rounds")
-    return times_ms
+    return clock_ms, processor_ms
 
 
 def _starts(bundles: Sequence[Bundle], keys: Sequence[Path], count: int, progress: Progress) -> list[Start]:
@@ -228,8 +242,8 @@ def _start(bundle: Path, keys: Sequence[Path]) -> Start:
     return Start(steps_ms=answer["ms"], resident_bytes=answer["bytes"]["VmRSS"], peak_bytes=answer["bytes"]["VmHWM"])
 
 
-def _stated(manifest: Manifest) -> Accuracy | None:
-    """What the manifest says of the test split, the interval computed from its n."""
+def stated_accuracy(manifest: Manifest) -> Accuracy | None:
+    """What the manifest says of the test split, the interval computed from its n; None where it says nothing."""
     top1, n = manifest.metrics.get("test_top1"), manifest.metrics.get("test_n")
     if top1 is None or not n or not 0 <= top1 <= 1:
         return None

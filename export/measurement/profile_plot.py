@@ -19,7 +19,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def draw_profile(found: Sequence[Profile], path: Path) -> None:
-    """Write two panels: top-1 with its 95 % interval over megabytes on disk, and over the median latency.
+    """Write two panels: top-1 with its 95 % interval over megabytes on disk, and over the latency, as processor time.
 
     Raises:
         UsageError: no bundle has an accuracy, or ``path`` cannot be written.
@@ -37,7 +37,7 @@ def draw_profile(found: Sequence[Profile], path: Path) -> None:
             continue
         below, above = accuracy.top1 - accuracy.low, accuracy.high - accuracy.top1
         name = f"{each.manifest.name} ({each.kernels.computes_in})"
-        for axes, across in ((size, each.file_bytes / 1e6), (latency, each.latency.median_ms)):
+        for axes, across in ((size, each.file_bytes / 1e6), (latency, each.latency.processor_ms)):
             axes.errorbar(
                 [across],
                 [100 * accuracy.top1],
@@ -50,7 +50,7 @@ def draw_profile(found: Sequence[Profile], path: Path) -> None:
                 label=name if axes is size else None,
             )
     _dress(size, "size of the bundle (MB)")
-    _dress(latency, "latency of one window, one thread, median (ms)")
+    _dress(latency, "latency of one window, one thread (ms of processor time)")
     size.set_ylabel("top-1 (%), 95 % Wilson interval")
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     try:
@@ -61,12 +61,15 @@ def draw_profile(found: Sequence[Profile], path: Path) -> None:
 
 
 def _dress(axes: Axes, label: str) -> None:
+    """A logarithmic axis that begins and ends at a number one can read."""
     axes.set_xscale("log")
-    axes.margins(x=0.15)
+    axes.margins(x=0.1)
     low, high = axes.get_xlim()
-    ticks = [step * 10.0**power for power in range(-4, 5) for step in (1, 2, 5)]
-    inside = [tick for tick in ticks if low <= tick <= high]
-    axes.set_xticks(inside, [f"{tick:g}" for tick in inside])
+    steps = [step * 10.0**power for power in range(-5, 7) for step in (1, 2, 5)]
+    shown = [max(step for step in steps if step <= low), *(step for step in steps if low < step < high)]
+    shown.append(min(step for step in steps if step >= high))
+    axes.set_xlim(shown[0], shown[-1])
+    axes.set_xticks(shown, [f"{step:g}" for step in shown])
     axes.minorticks_off()
     axes.set_xlabel(label)
     axes.grid(alpha=0.3)

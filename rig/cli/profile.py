@@ -44,10 +44,13 @@ def profile(
 ) -> None:
     """Measure bytes, multiply-adds, latency, cold start and memory on one thread, the bundles in turn."""
     from export.measurement.profile import profile as measure
+    from export.measurement.profile import stated_accuracy
 
     if plot is not None and plot.suffix.lower() not in _PICTURES:
         raise UsageError(f"{plot}: a plot is written as {', '.join(_PICTURES)}")
     found, keys = read_bundles(bundles, trust)
+    if plot is not None and data is None and not any(stated_accuracy(bundle.manifest) for bundle in found):
+        raise UsageError(f"{plot}: nothing to draw, no manifest tells an accuracy: measure it with --data DIR")
     with progress("reading clips", enabled=not as_json) as report:
         clips = None if data is None else load_clips(data, split, found, report)
     if dry_run:
@@ -60,6 +63,9 @@ def profile(
         from export.measurement.profile_plot import draw_profile
 
         draw_profile(profiles, plot)
+        left_out = [each.manifest.name for each in profiles if each.accuracy is None]
+        if left_out and not as_json:
+            say(f"not in {plot}, for want of an accuracy: {', '.join(left_out)}")
     if as_json:
         print_json({"threads": 1, "rounds": rounds, "bundles": [each.to_json() for each in profiles]})
         return
@@ -92,21 +98,22 @@ def _print(profiles: Sequence[Profile]) -> None:
             f"{each.cost.multiply_adds / 1e6:>9.2f} M  {accuracy:<26} {each.kernels.computes_in}"
         )
     say()
-    say(
-        f"{'':<{width}}  {'median ms':>9} {'p99 ms':>8} {'to first':>8} {'real time':>10}  {'cold start ms':>13}  "
-        f"memory MB (peak)"
-    )
+    titles = f"{'median ms':>9} {'p99 ms':>8} {'CPU ms':>7} {'to first':>8} {'real time':>10}  {'cold start ms':>13}"
+    say(f"{'':<{width}}  {titles}  memory MB (peak)")
     for each in profiles:
         start = each.start
         say(
             f"{each.manifest.name:<{width}}  {each.latency.median_ms:>9.3f} {each.latency.p99_ms:>8.3f} "
+            f"{each.latency.processor_ms:>7.3f} "
             f"{each.latency.ratio:>8.2f} {each.real_time_factor:>10.5f}  {start.total_ms:>13.0f}  "
             f"{start.resident_bytes / 1e6:.0f} ({start.peak_bytes / 1e6:.0f})"
         )
     say()
     rounds = profiles[0].latency.rounds
     sources = dict.fromkeys(each.accuracy.source for each in profiles if each.accuracy)
-    say(f"One thread, {rounds} windows per bundle in turn; 'to first' is the median ratio inside the rounds.")
+    say(f"One thread, {rounds} windows per bundle in turn; CPU: processor time; 'to first' is the median ratio of it.")
+    if any(each.latency.busy for each in profiles):
+        say("Other programs held this machine's processors: median, p99 and real-time factor are too long.")
     say("Cold start: a fresh process of the device's code until the scores of its first window, files cached.")
     if sources:
         say(f"Top-1 from: {', '.join(sources)}.")

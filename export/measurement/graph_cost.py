@@ -85,7 +85,7 @@ def _shapes(model: ModelProto, rows: Mapping[str, int]) -> dict[str, Shape]:
         if first is not None and not first.HasField("dim_value"):
             first.Clear()
             first.dim_value = rows.get(each.name, 1)
-    inferred = onnx.shape_inference.infer_shapes(fixed).graph
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
     values: list[ValueInfoProto] = [*inferred.input, *inferred.value_info, *inferred.output]
     shapes = {each.name: tuple(int(length) for length in each.dims) for each in model.graph.initializer}
     for value in values:

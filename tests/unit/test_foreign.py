@@ -510,6 +510,43 @@ def test_sound_in_16_bit_numbers(tmp_path):
     assert np.abs(scores(also.graph, clips(1600)) - expected).max() < 1e-4
 
 
+def test_half_precision(tmp_path):
+    weight = np.random.default_rng(0).normal(0, 0.1, (1600, 5)).astype(np.float16)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Sigmoid", ["h"], ["y"])]
+    path = made(nodes, {"w": weight}, tmp_path / "h.onnx", shape=["n", 1600], element=TensorProto.FLOAT16)
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    path.write_bytes(model.SerializeToString())
+    found = import_foreign(path, LABELS, "pcm")
+    expected = session(path.read_bytes()).run(None, {"x": clips(1600).astype(np.float16)})[0]
+    result = scores(found.graph, clips(1600))
+    assert result.dtype == np.float32
+    assert np.abs(result - expected).max() < 1e-3
+    assert found.score_kind == "probabilities"
+
+
+def test_quantised_models_stay_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    constants = {
+        "scale": np.float32(0.01),
+        "zero": np.int8(0),
+        "w": rng.integers(-127, 127, (1600, 5)).astype(np.int8),
+        "w_scale": np.float32(0.003),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "zero"], ["weight"]),
+        helper.make_node("MatMul", ["rounded", "weight"], ["y"]),
+    ]
+    path = made(nodes, constants, tmp_path / "q.onnx", shape=["n", 1600])
+    found = import_foreign(path, LABELS, "pcm")
+    expected = session(path.read_bytes()).run(None, {"x": clips(1600)})[0]
+    assert np.array_equal(scores(found.graph, clips(1600)), expected)
+    assert [node.op_type for node in found.graph.graph.node] == [node.op_type for node in nodes]
+    assert found.parameters == 8000
+
+
 def test_old_files_list_weights_as_inputs(tmp_path):
     path = mlp(tmp_path / "old.onnx")
     model = onnx.load(path)
@@ -594,6 +631,8 @@ def test_no_models(tmp_path):
     good = mlp(tmp_path / "good.onnx").read_bytes()
     path.write_bytes(good[: len(good) // 2])
     assert "no ONNX model (truncated" in refused(path)
+    path.write_bytes(good.replace(b"MatMul", b"\xff\xfetMul"))
+    assert "no ONNX model (damaged" in refused(path)
     assert "Is a directory" in refused(tmp_path)
 
 

@@ -76,7 +76,9 @@ def import_foreign(
     try:
         return _import(path, tuple(labels), input_kind, settings or ForeignSettings())
     except EarshotError as error:
-        raise type(error)(f"{path}: {error}") from None
+        # Names in the file may hold what steers a terminal.
+        said = "".join(character if character.isprintable() else "?" for character in str(error))
+        raise type(error)(f"{path}: {said}") from None
 
 
 def _import(path: Path, labels: tuple[str, ...], input_kind: InputKind, settings: ForeignSettings) -> ForeignModel:

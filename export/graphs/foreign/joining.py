@@ -101,7 +101,9 @@ def simplify(model: ModelProto) -> ModelProto | None:
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
         try:
-            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
             simple = onnx.load(target)
         except Exception:  # noqa: BLE001 - onnxruntime has a dozen exception classes without a public base
             return None

@@ -54,6 +54,9 @@ def read_model(path: Path) -> ModelProto:
         raise UsageError("no ONNX model (truncated, or another kind of file)") from None
     if not model.graph.node or not model.graph.output:
         raise UsageError("no ONNX model (it holds no graph)")
+    # Protobuf gives what is not UTF-8 as bytes, which no later step expects.
+    if any(isinstance(name, bytes) for name in _names(model.graph)):
+        raise UsageError("no ONNX model (damaged: it holds a name that is not UTF-8)")
     return model
 
 
@@ -191,6 +194,17 @@ def tensors_of(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
 def one_line(error: Exception) -> str:
     """The beginning of an error's text, without line breaks."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _names(graph: GraphProto) -> Iterator[str | bytes]:
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        yield value.name
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+            for inner in _graphs(attribute):
+                yield from _names(inner)
 
 
 def _graphs(attribute: AttributeProto) -> list[GraphProto]:

@@ -102,6 +102,8 @@ def _session(model: ModelProto) -> Any:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # noqa: BLE001 - onnxruntime has a dozen exception classes without a public base
         raise UsageError(f"onnxruntime cannot load it: {one_line(error)}") from None

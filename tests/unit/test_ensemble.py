@@ -17,7 +17,7 @@ from edge.bundle.signing import load_public_key
 from edge.errors import BundleError, ThresholdError, UsageError
 from export.graphs.ensemble import ensemble_graph, ensemble_of
 from firmware_models.architectures import build
-from firmware_models.low_rank.ensemble import StochasticEnsemble
+from firmware_models.low_rank.ensemble import StochasticEnsemble, relative_sigma
 from firmware_models.low_rank.factorise import Ranks, factorise
 from firmware_models.low_rank.factors import Factored
 
@@ -98,6 +98,13 @@ def test_mu_and_sigma_of_each_layer(low_rank_lms, noise_pcm):
     assert np.abs(expected - softmax(low_rank_lms, pcm)).max() > 1e-3
     # Only the last layer differs between members: nothing before it is computed twice.
     assert not [node for node in graph.graph.node if "conv" in node.name and node.op_type == "Mul"]
+
+
+def test_sigma_as_a_share_of_the_singular_values(low_rank_lms):
+    sigma = relative_sigma(low_rank_lms, 0.25)
+    assert list(sigma) == ["conv1", "conv2", "fc"]
+    assert sigma["fc"] == pytest.approx(0.25 * float(low_rank_lms.fc.s.square().mean().sqrt()))
+    assert StochasticEnsemble(low_rank_lms, sigma=sigma).deviation[-1] == pytest.approx(sigma["fc"])
 
 
 def test_what_goes_around_a_noisy_layer(noise_pcm):

@@ -56,7 +56,14 @@ class Twin(nn.Module):
             self.members, self.noise_values = members or 1, _sizes(graph, inputs[1].name)[-1]
         self.generator = generator
         batch, samples = _sizes(graph, inputs[0].name)
-        compiler = Compiler(model, set(self._names), batch=batch, simulated=simulated)
+        self._pieces: int | None = None
+        self._compile(Compiler(model, set(self._names), batch=batch, simulated=simulated))
+        if batch and not self._takes_any_batch(batch, samples):
+            self._pieces = batch
+            self._compile(Compiler(model, set(self._names), batch=None, simulated=simulated))
+        self.eval()
+
+    def _compile(self, compiler: Compiler) -> None:
         self.quantised = compiler.quantised
         self._steps = with_last_uses(compiler.steps, keep=self._output)
         used = {name for step in self._steps for name in step.inputs}
@@ -64,8 +71,6 @@ class Twin(nn.Module):
         for index, name in enumerate(sorted(used & compiler.constants.keys())):
             self._constants[name] = f"constant_{index}"
             self.register_buffer(f"constant_{index}", compiler.constants[name])
-        self.eval()
-        self._one_at_a_time = batch if batch and not self._takes_any_batch(batch, samples) else None
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, generator: torch.Generator | None = None) -> Twin:
@@ -124,7 +129,7 @@ class Twin(nn.Module):
         return noise.flatten(0, 1)
 
     def _whole(self, pcm: Tensor) -> Tensor:
-        size = self._one_at_a_time
+        size = self._pieces
         if size is None:
             return self._run(pcm)
         parts = []

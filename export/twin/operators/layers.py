@@ -124,12 +124,12 @@ def _pads(operator: str, attributes: Attributes, x: Tensor, kernel: list[int]) -
         return list(attributes.get("pads", [0] * 2 * spatial))
     if mode == "VALID":
         return [0] * 2 * spatial
-    if mode not in {"SAME_UPPER", "SAME_LOWER"}:
-        raise refuse(f"{operator} with auto_pad {mode}")
-    strides, dilations = attributes.get("strides", [1] * spatial), attributes.get("dilations", [1] * spatial)
+    if mode not in {"SAME_UPPER", "SAME_LOWER"} or set(attributes.get("dilations", [1])) != {1}:
+        raise refuse(f"{operator} with auto_pad {mode}, or with auto_pad and dilations")
+    strides = attributes.get("strides", [1] * spatial)
     before, after = [], []
-    for size, length, stride, dilation in zip(x.shape[2:], kernel, strides, dilations, strict=True):
-        total = max(0, (-(-size // stride) - 1) * stride + (length - 1) * dilation + 1 - size)
+    for size, length, stride in zip(x.shape[2:], kernel, strides, strict=True):
+        total = max(0, (-(-size // stride) - 1) * stride + length - size)
         small, large = total // 2, total - total // 2
         before.append(small if mode == "SAME_UPPER" else large)
         after.append(large if mode == "SAME_UPPER" else small)

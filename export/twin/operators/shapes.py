@@ -64,7 +64,8 @@ def _gather(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
     axis = attributes.get("axis", 0) % x.ndim
     index = index.to(x.device)
     places = torch.where(index < 0, index + x.shape[axis], index)
-    return x.index_select(axis, places.reshape(-1)).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    sizes = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return x.index_select(axis, places.reshape(-1)).reshape(sizes)
 
 
 def _pad(attributes: Attributes, x: Tensor, *inputs: Tensor | None) -> Tensor:

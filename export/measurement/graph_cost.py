@@ -85,13 +85,15 @@ def _shapes(model: ModelProto, rows: Mapping[str, int]) -> dict[str, Shape]:
         if first is not None and not first.HasField("dim_value"):
             first.Clear()
             first.dim_value = rows.get(each.name, 1)
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
-    values: list[ValueInfoProto] = [*inferred.input, *inferred.value_info, *inferred.output]
     shapes = {each.name: tuple(int(length) for length in each.dims) for each in model.graph.initializer}
-    for value in values:
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(each.HasField("dim_value") for each in dims):
-            shapes[value.name] = tuple(each.dim_value for each in dims)
+    # With arithmetic on shapes followed, and without: following it, onnx takes some constants' shapes for others.
+    for follow in (True, False):
+        inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=follow).graph
+        values: list[ValueInfoProto] = [*inferred.input, *inferred.value_info, *inferred.output]
+        for value in values:
+            dims = value.type.tensor_type.shape.dim
+            if value.type.tensor_type.HasField("shape") and all(each.HasField("dim_value") for each in dims):
+                shapes[value.name] = tuple(each.dim_value for each in dims)
     return shapes
 
 

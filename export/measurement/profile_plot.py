@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from edge.errors import UsageError
 from export.measurement.profile import Profile
 
-# Okabe and Ito's palette can be told apart by colour-blind readers; markers tell the rest.
+# A colour per architecture (Okabe and Ito's, which colour-blind readers can tell apart), a marker per bundle of it.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -30,11 +30,15 @@ def draw_profile(found: Sequence[Profile], path: Path) -> None:
     figure = Figure(figsize=(11, max(4.2, 1.2 + 0.24 * len(shown))), layout="constrained")
     FigureCanvasAgg(figure)
     size, latency = figure.subplots(1, 2, sharey=True)
-    looks = zip(cycle(_COLOURS), cycle(_MARKERS))
-    for each, (colour, marker) in zip(shown, looks, strict=False):
-        accuracy = each.accuracy
+    families = list(dict.fromkeys(each.manifest.architecture for each in shown))
+    drawn: Counter[str] = Counter()
+    for each in shown:
+        accuracy, family = each.accuracy, each.manifest.architecture
         if accuracy is None:
             continue
+        colour = _COLOURS[families.index(family) % len(_COLOURS)]
+        marker = _MARKERS[drawn[family] % len(_MARKERS)]
+        drawn[family] += 1
         below, above = accuracy.top1 - accuracy.low, accuracy.high - accuracy.top1
         name = f"{each.manifest.name} ({each.kernels.computes_in})"
         for axes, across in ((size, each.file_bytes / 1e6), (latency, each.latency.processor_ms)):

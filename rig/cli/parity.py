@@ -157,7 +157,7 @@ def _show(reports: Sequence[Report], data: str, split: str, reason: str | None, 
         right = "" if report.top1 is None else f", top-1 {report.top1:.2%}"
         say(f"{report.path}: {manifest.name} version {manifest.version}, {manifest.quantisation.scheme}")
         say(f"  against onnxruntime here ({platform.machine()}, {report.clips} clips of {split} of {data}{right}):")
-        say(f"  {'':<30} {'n':>5} {'max diff':>9}  {'labels equal (95 %)':<23} {'bits':<9} {'gate':<15} verdict")
+        say(f"  {'':<30} {'n':>5} {'max diff':>9}  {'labels equal (95 %)':<24} {'bits':<9} {'gate':<15} verdict")
         for each in report.comparisons:
             say("  " + _line(each))
         for way, why in report.not_measured.items():
@@ -174,4 +174,4 @@ def _line(each: Comparison) -> str:
     bits = "identical" if each.bit_identical else "differ"
     verdict = {None: "-", True: "ok", False: "MISSED"}[each.passed]
     gate = "-" if each.gate is None else str(each.gate)
-    return f"{_WAYS[each.way]:<30} {each.n:>5} {each.max_abs:>9.2g}  {labels:<23} {bits:<9} {gate:<15} {verdict}"
+    return f"{_WAYS[each.way]:<30} {each.n:>5} {each.max_abs:>9.2g}  {labels:<24} {bits:<9} {gate:<15} {verdict}"

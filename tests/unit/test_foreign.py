@@ -605,8 +605,7 @@ def test_branches_keep_their_names(tmp_path):
     for clip in (clips(1600), 0.5 * clips(1600)):
         weight = constants["w2"] if clip[:1].max() > 0.9 else constants["w3"]
         assert np.abs(scores(found.graph, clip[:1]) - clip[:1] @ constants["w1"] @ weight).max() < 1e-4
-    assert "the operator" in found.twin_lacks
-    assert any("gradient" in note for note in found.notes)
+    assert found.twin_lacks == "the twin does not know the operator If"
 
 
 # --- models that do not ---------------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ class ForeignModel:
         log_floor: the front end's floor as the mean square per mel band; None where there is none.
         notes: one line each, for the card and for whoever exports.
         batch: the only batch size that the graph takes, None for any.
-        twin_lacks: why there is no twin, and so no gradient attack; None where there is one.
+        twin_lacks: why there is no twin, and so no gradient attack (no part of ``notes``: the format that ships
+            decides); None where there is one.
     """
 
     graph: ModelProto
@@ -97,8 +98,6 @@ def _import(path: Path, labels: tuple[str, ...], input_kind: InputKind, settings
     notes += [each for each in (note, why) if each]
     if batch is not None and free is None:
         notes.append(f"The file insists on a batch of {batch}; the bundle takes any.")
-    if lacks is not None:
-        notes.append(f"No gradient attacks on this model, they need the twin: {lacks}.")
     return ForeignModel(
         graph=graph,
         labels=labels,

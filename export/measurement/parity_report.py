@@ -192,15 +192,19 @@ def compare(
         progress: told per batch here, and then, from the beginning again, per clip that is emulated.
 
     Raises:
-        DataError, UsageError: see :func:`check_fits`; the twin does not know an operator.
+        DataError, UsageError: see :func:`check_fits`.
         UnavailableError: the emulated process ended without scores.
     """
     check_fits(bundle.manifest, clips, checkpoint)
     classifier = Classifier(bundle)
     noise = None if classifier.members is None else classifier.noise(GOLDEN_SEED)
     truth = clips.label_index if clips.labels == bundle.manifest.labels else None
-    ways: dict[Way, torch.nn.Module] = {"twin": Twin.from_bundle(bundle)}
+    ways: dict[Way, torch.nn.Module] = {}
     not_measured: dict[Way, str] = {}
+    try:
+        ways["twin"] = Twin.from_bundle(bundle)
+    except UsageError as error:  # a foreign model may do what the twin does not know
+        not_measured["twin"] = str(error)
     if checkpoint is not None and noise is None:
         ways["torch"] = checkpoint.eval()
     elif checkpoint is not None:

@@ -13,6 +13,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 import edge  # noqa: F401 - switches onnxruntime's telemetry off before its first import
+from edge.bundle.session import open_session
 from edge.errors import ThresholdError
 from export.graphs.ensemble import NOISE
 from export.graphs.from_torch import INPUT, OUTPUT
@@ -57,14 +58,7 @@ def graph_scores(
     ``storage`` loads the graph as a device loads one of that profile. ``noise`` (members, noise_values) is the second
     input of an ensemble, here the same for all clips.
     """
-    import onnxruntime as ort  # noqa: PLC0415 - half a second
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if storage:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString(), profile="storage" if storage else "cpu")
     fixed = session.get_inputs()[0].shape[0]
     # An ensemble holds every activation once per member.
     step = fixed if isinstance(fixed, int) else _BATCH if noise is None else max(1, _BATCH // len(noise))

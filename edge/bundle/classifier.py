@@ -11,10 +11,11 @@ import numpy as np
 from edge.bundle.manifest import MAX_MEMBERS, Manifest
 from edge.bundle.noise import fresh_seed, golden_noise, standard_normal
 from edge.bundle.reading import Bundle, Floats
+from edge.bundle.session import CPU, open_session
 from edge.errors import BundleError, ThresholdError, UnavailableError, UsageError
 
 MAX_BATCH = 64
-DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+DEFAULT_PROVIDERS = CPU
 
 
 class Classifier:
@@ -44,9 +45,8 @@ class Classifier:
             if provider not in available:
                 raise UnavailableError(f"provider {provider!r}: onnxruntime has {', '.join(available)} here")
         try:
-            self._session = ort.InferenceSession(
-                bundle.model, _options(ort, bundle.manifest, threads), providers=list(providers)
-            )
+            profile = bundle.manifest.quantisation.profile
+            self._session = open_session(bundle.model, profile=profile, threads=threads, providers=providers)
         except Exception as error:  # noqa: BLE001 - onnxruntime has a dozen exception classes without a public base
             raise BundleError(f"{bundle.path}: onnxruntime cannot load the model: {_one_line(error)}") from None
         self._batch = _fixed_batch(self._session, bundle)
@@ -163,21 +163,6 @@ def _members(bundle: Bundle, wanted: int | None) -> int | None:
     if not 1 <= wanted <= MAX_MEMBERS:
         raise UsageError(f"members {wanted}: use 1 to {MAX_MEMBERS}")
     return wanted
-
-
-def _options(ort: Any, manifest: Manifest, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # The wire check read these bytes as ONNX; onnxruntime must not see another format in them.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    # Spinning threads cost a Pi its battery and save microseconds.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if manifest.quantisation.profile == "storage":
-        # Quantised storage only: fusing Q/DQ would pick kernels that do not exist for these widths.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return options
 
 
 def _fixed_batch(session: Any, bundle: Bundle) -> int | None:

@@ -116,21 +116,21 @@ def test_unknown_provider(bundle):
         Classifier(bundle, providers=["WarpExecutionProvider"])
 
 
-def _int4_activations() -> bytes:
-    """A graph that onnxruntime only loads when it leaves Q and DQ alone."""
+def _int4_activations(*, relu: bool = False) -> bytes:
+    """A graph whose activations have 4 bits."""
     nodes = [
-        helper.make_node("QuantizeLinear", ["pcm", "scale", "zero"], ["narrow"]),
+        helper.make_node("Relu" if relu else "Identity", ["pcm"], ["sound"]),
+        helper.make_node("QuantizeLinear", ["sound", "scale", "zero"], ["narrow"]),
         helper.make_node("DequantizeLinear", ["narrow", "scale", "zero"], ["wide"]),
         helper.make_node("MatMul", ["wide", "w"], ["scores"]),
     ]
-    weight = np.random.default_rng(0).normal(size=(16_000, 2)).astype(np.float32)
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("pcm", TensorProto.FLOAT, ["batch", 16_000])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2])],
         [
-            numpy_helper.from_array(weight, "w"),
+            numpy_helper.from_array(_weight(), "w"),
             numpy_helper.from_array(np.float32(0.125), "scale"),
             helper.make_tensor("zero", TensorProto.INT4, [], [0]),
         ],
@@ -138,12 +138,35 @@ def _int4_activations() -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
 
 
-def test_storage_profile_keeps_q_and_dq(bundle, noise_pcm):
+def _weight() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(16_000, 2)).astype(np.float32)
+
+
+def _narrow_scores(pcm: np.ndarray) -> np.ndarray:
+    """What 4-bit activations give, by hand."""
+    return np.clip(np.round(pcm / 0.125), -8, 7).astype(np.float32) * np.float32(0.125) @ _weight()
+
+
+@pytest.fixture
+def stored(bundle) -> Bundle:
+    """A bundle of profile storage with 4-bit activations."""
+    manifest = bundle.manifest.model_copy(update={"quantisation": Quantisation(bits=4, profile="storage")})
+    return dataclasses.replace(bundle, model=_int4_activations(), manifest=manifest)
+
+
+def test_storage_profile_keeps_q_and_dq(stored, noise_pcm):
     pcm = noise_pcm(3)
-    quantisation = Quantisation(bits=4, profile="storage")
-    manifest = bundle.manifest.model_copy(update={"quantisation": quantisation})
-    stored = dataclasses.replace(bundle, model=_int4_activations(), manifest=manifest)
-    scores = Classifier(stored).scores(pcm)
-    narrow = np.clip(np.round(pcm / 0.125), -8, 7).astype(np.float32) * np.float32(0.125)
-    weight = np.random.default_rng(0).normal(size=(16_000, 2)).astype(np.float32)
-    assert np.allclose(scores, narrow @ weight, atol=1e-3)
+    assert np.allclose(Classifier(stored).scores(pcm), _narrow_scores(pcm), atol=1e-3)
+
+
+def test_storage_profile_keeps_relu_before_4_bits(stored, noise_pcm):
+    pcm = noise_pcm(3)
+    classifier = Classifier(dataclasses.replace(stored, model=_int4_activations(relu=True)))
+    assert np.allclose(classifier.scores(pcm), _narrow_scores(np.maximum(pcm, 0)), atol=1e-3)
+
+
+def test_golden_vectors_of_4_bit_activations(stored):
+    golden = _narrow_scores(stored.golden_pcm)
+    assert Classifier(dataclasses.replace(stored, golden_scores=golden)).check_golden() <= 1e-4
+    with pytest.raises(ThresholdError, match="golden vectors differ"):
+        Classifier(dataclasses.replace(stored, golden_scores=golden + np.float32(0.01))).check_golden()

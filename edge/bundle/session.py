@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 CPU = ("CPUExecutionProvider",)
@@ -11,7 +12,14 @@ CPU = ("CPUExecutionProvider",)
 _WRONG_FOR_STORAGE = ["ReluQuantRewrite"]
 
 
-def open_session(model: bytes, *, profile: str = "cpu", threads: int = 1, providers: Sequence[str] = CPU) -> Any:
+def open_session(
+    model: bytes,
+    *,
+    profile: str = "cpu",
+    threads: int = 1,
+    providers: Sequence[str] = CPU,
+    write_optimised: Path | None = None,
+) -> Any:
     """An ``onnxruntime.InferenceSession`` of a graph.
 
     Args:
@@ -20,6 +28,7 @@ def open_session(model: bytes, *, profile: str = "cpu", threads: int = 1, provid
             stand, because kernels of its widths do not exist.
         threads: threads inside one operator.
         providers: execution providers, the preferred one first.
+        write_optimised: write the graph here as onnxruntime changed it for this processor.
     """
     import onnxruntime as ort  # noqa: PLC0415 - it takes half a second and 30 MB; reading a bundle must not
 
@@ -31,6 +40,8 @@ def open_session(model: bytes, *, profile: str = "cpu", threads: int = 1, provid
     settings.add_session_config_entry("session.load_model_format", "ONNX")
     # Spinning threads cost a Pi its battery and save microseconds.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if write_optimised is not None:
+        settings.optimized_model_filepath = str(write_optimised)
     disabled: list[str] = []
     if profile == "storage":
         settings.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from edge.bundle.reading import Bundle
+from edge.bundle.session import open_session
 from export.graphs.from_torch import FRONT_END
 
 _INTEGER = frozenset(
@@ -45,17 +46,9 @@ class Kernels:
 
 def kernels(bundle: Bundle) -> Kernels:
     """Load the bundle's graph as a device does and count the kernels that onnxruntime chose for its layers."""
-    import onnxruntime as ort  # noqa: PLC0415 - half a second
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if bundle.manifest.quantisation.profile == "storage":
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
     with tempfile.TemporaryDirectory(prefix="earshot-kernels-") as folder:
         chosen = Path(folder) / "chosen.onnx"
-        options.optimized_model_filepath = str(chosen)
-        ort.InferenceSession(bundle.model, options, providers=["CPUExecutionProvider"])
+        open_session(bundle.model, profile=bundle.manifest.quantisation.profile, write_optimised=chosen)
         nodes = [each for each in onnx.load(chosen).graph.node if not each.name.startswith(FRONT_END)]
     return Kernels(
         integer=sum(each.op_type in _INTEGER for each in nodes),

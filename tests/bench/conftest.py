@@ -37,12 +37,9 @@ def random_model(name: str) -> Any:
 
 def session(graph: Any) -> Callable[[np.ndarray], np.ndarray]:
     """The graph in onnxruntime as a device runs it: one thread, CPU."""
-    import onnxruntime as ort
+    from edge.bundle.session import open_session
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    loaded = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    loaded = open_session(graph.SerializeToString())
     (sound,) = loaded.get_inputs()
     return lambda pcm: loaded.run(None, {sound.name: pcm})[0]
 

@@ -31,11 +31,13 @@ def test_int8_against_fp32(
     in_turn_ms: Callable[..., dict[str, np.ndarray]],
     noise_pcm: Callable[..., np.ndarray],
 ) -> None:
-    from export.fixed_point.quantise import quantise_int8
+    from export.fixed_point.number_format import number_format
+    from export.fixed_point.quantise import quantise
     from export.graphs.from_torch import to_onnx
 
     graph = to_onnx(random_model(name))
-    ways = {"FP32": session(graph), "INT8": session(quantise_int8(graph, noise_pcm(CALIBRATION_CLIPS)))}
+    int8 = quantise(graph, noise_pcm(CALIBRATION_CLIPS), number_format(8, profile="cpu"))
+    ways = {"FP32": session(graph), "INT8": session(int8)}
     times_ms = in_turn_ms(ways, noise_pcm(ROUNDS), ROUNDS)
     assert tell(f"{name.upper()}, profile cpu", times_ms, "FP32", "INT8", wanted) >= (wanted or 1.0)
 

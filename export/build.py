@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import ModelProto
-from torch import nn
+from torch import Tensor
 
 from edge.bundle.reading import Bundle
 from edge.errors import UsageError
 from export import parity
 from export.card import Facts
-from export.graphs.from_torch import to_onnx
 from export.fixed_point.number_format import NumberFormat
-from export.pack import identity_of, pack
-from export.parity import Agreement
-from export.fixed_point.quantise import QuantisationSettings, quantise_int8
+from export.fixed_point.quantise import CalibrationSettings, quantise
+from export.graphs.tensorrt import check_portable
+from export.measurement.graph_cost import graph_cost
+from export.pack import pack
+from export.parity import Agreement, Floats
+from export.source import Source
 from export.twin import Twin
-from firmware_models.architectures import FirmwareModel
 from firmware_models.data import Clips
 from firmware_models.evaluation import check_labels, evaluate
 from firmware_models.progress import Progress, silent
 
-AVAILABLE: dict[tuple[int, str], str] = {
-    (32, "cpu"): "FP32",
-    (8, "cpu"): "INT8, computed in 8 bits by onnxruntime's CPU provider",
-}
 CALIBRATION_CLIPS = 1024
 _CALIBRATION_SEED = 20_250_102
 
@@ -49,11 +47,15 @@ class Material:
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A packed bundle and what was measured on the way; ``drop`` is the top-1 that quantisation cost."""
+    """A packed bundle and what was measured on the way.
+
+    ``fp32`` holds onnxruntime against the network in torch (None for a foreign graph), ``twin`` against the twin
+    (None where the twin does not know an operator); ``drop`` is the top-1 that quantisation cost.
+    """
 
     bundle: Bundle
-    fp32: Agreement
-    twin: Agreement
+    fp32: Agreement | None
+    twin: Agreement | None
     drop: float | None
 
 
@@ -64,70 +66,107 @@ def calibration_pcm(train: Clips, count: int = CALIBRATION_CLIPS) -> npt.NDArray
 
 
 def build(
-    model: FirmwareModel,
+    source: Source,
     out: Path,
     *,
-    form: NumberFormat,
     name: str,
     version: int,
     key: Ed25519PrivateKey,
     material: Material,
     facts: Facts,
-    settings: QuantisationSettings | None = None,
+    form: NumberFormat | None = None,
+    calibration: CalibrationSettings | None = None,
+    accept_drop: float | None = None,
     progress: Progress = silent,
 ) -> Built:
-    """Export ``model`` to the bundle ``out``; nothing is written unless every gate is passed.
+    """Export ``source`` to the bundle ``out``; nothing is written unless every gate is passed.
+
+    ``accept_drop`` is the share of top-1 that quantisation may cost, by default what is usual for the width.
 
     Raises:
         ThresholdError: onnxruntime disagrees with torch or the twin, or quantisation costs too much.
         UsageError, DataError: something of the input cannot be used.
     """
-    model.eval()
+    form = form or NumberFormat()
     for clips in material.measured.values():
-        check_labels(model.labels, clips)
-    fp32_graph = to_onnx(model)
-    trial = _Trial(material, progress)
-    fp32_scores = trial.by_onnxruntime(fp32_graph, "FP32, onnxruntime")
-    fp32 = parity.check_logits(
-        fp32_scores, parity.torch_scores(model, trial.pcm, progress=progress, note="FP32, torch")
-    )
-    metrics = {"parity_max_abs": fp32.max_abs}
-    graph, scores, drop = fp32_graph, fp32_scores, None
-    if form.bits == 8:
-        graph = quantise_int8(fp32_graph, material.calibration, settings, progress=progress)
-        scores = trial.by_onnxruntime(graph, "INT8, onnxruntime")
+        check_labels(source.labels, clips)
+    graph = source.graph(form)
+    trial = _Trial(material, source.noise, progress)
+    scores = trial.by_onnxruntime(graph, "FP32, onnxruntime")
+    metrics = {"parameters": float(source.parameters), **_multiply_adds(source, graph)}
+    fp32 = twin = drop = None
+    if source.reference is not None:
+        fp32 = parity.check_logits(scores, trial.by_torch(source.reference, "FP32, torch"))
+        metrics["parity_max_abs"] = fp32.max_abs
+    if form.quantised:
+        fp32_scores = scores
+        graph = quantise(graph, material.calibration, form, calibration, progress=progress)
+        scores = trial.by_onnxruntime(graph, f"{form.scheme}, onnxruntime", storage=form.profile == "storage")
         metrics["calibration_clips"] = float(len(material.calibration))
         metrics |= {f"fp32_{key}": value for key, value in trial.accuracy(fp32_scores).items()}
         if trial.labelled:
-            drop = parity.check_drop(trial.top1(fp32_scores), trial.top1(scores), n=len(trial.pcm), limit=parity.MAX_DROP[8])
-    twin = parity.check_labels(scores, trial.by_torch(Twin(graph), "twin"), limit=0.995)
-    metrics |= {"twin_labels_equal": twin.labels_equal, **trial.accuracy(scores)}
-    facts = dataclasses.replace(facts, metrics={**facts.metrics, **metrics})
-    identity = identity_of(model, name=name, version=version, form=form)
+            limit = parity.MAX_DROP[form.bits] if accept_drop is None else accept_drop
+            drop = parity.check_drop(trial.top1(fp32_scores), trial.top1(scores), n=len(trial.pcm), limit=limit)
+    if form.profile == "portable":
+        check_portable(graph)
+    notes = [*facts.notes, *source.notes]
+    if source.twin_lacks is not None:
+        notes.append(f"Attacks that follow a gradient cannot be crafted on this bundle: {source.twin_lacks}.")
+    else:
+        members = None if source.ensemble is None else source.ensemble.members
+        whole = Twin(graph, simulated=form.profile == "storage", members=members)
+        limit = parity.MIN_LABELS_EQUAL[min(form.bits, form.activation_bits)]
+        twin = parity.check_labels(scores, trial.by_twin(whole), limit=limit)
+        metrics["twin_labels_equal"] = twin.labels_equal
+    metrics |= trial.accuracy(scores)
+    facts = dataclasses.replace(facts, metrics={**facts.metrics, **metrics}, notes=notes)
+    identity = source.identity(name=name, version=version, form=form)
     return Built(bundle=pack(out, graph, identity, key=key, facts=facts), fp32=fp32, twin=twin, drop=drop)
+
+
+def _multiply_adds(source: Source, graph: ModelProto) -> dict[str, float]:
+    """Those of one window; left out for a foreign graph in which they cannot be counted."""
+    ensemble = source.ensemble
+    batch = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
+    try:
+        cost = graph_cost(graph, rows={} if ensemble is None else {ensemble.noise_name: ensemble.members})
+    except UsageError:
+        if source.reference is not None:
+            raise
+        return {}
+    return {"multiply_adds": cost.multiply_adds / batch}
 
 
 class _Trial:
     """The clips on which all the ways to compute scores are compared."""
 
-    def __init__(self, material: Material, progress: Progress) -> None:
+    def __init__(self, material: Material, noise: Floats | None, progress: Progress) -> None:
         self._splits = material.measured
+        self._noise = noise
         self._progress = progress
         parts = [clips.float_pcm(slice(None)) for clips in material.measured.values()]
         self.labelled = bool(parts)
         self.pcm = np.concatenate(parts) if parts else material.calibration
 
-    def by_onnxruntime(self, graph: ModelProto, note: str) -> npt.NDArray[np.float32]:
-        return parity.graph_scores(graph, self.pcm, progress=self._progress, note=note)
+    def by_onnxruntime(self, graph: ModelProto, note: str, *, storage: bool = False) -> Floats:
+        return parity.graph_scores(
+            graph, self.pcm, storage=storage, noise=self._noise, progress=self._progress, note=note
+        )
 
-    def by_torch(self, model: nn.Module, note: str) -> npt.NDArray[np.float32]:
+    def by_torch(self, model: Callable[[Tensor], Tensor], note: str) -> Floats:
         return parity.torch_scores(model, self.pcm, progress=self._progress, note=note)
 
-    def top1(self, scores: npt.NDArray[np.float32]) -> float:
+    def by_twin(self, twin: Twin) -> Floats:
+        if self._noise is None:
+            return self.by_torch(twin, "twin")
+        noise = torch.from_numpy(self._noise)
+        return self.by_torch(lambda pcm: twin(pcm, noise=noise), "twin")
+
+    def top1(self, scores: Floats) -> float:
         truth = np.concatenate([clips.label_index for clips in self._splits.values()])
         return float(np.mean(scores.argmax(1) == truth))
 
-    def accuracy(self, scores: npt.NDArray[np.float32]) -> dict[str, float]:
+    def accuracy(self, scores: Floats) -> dict[str, float]:
         """Top-1, the same with every label weighed equally, and n, for every measured split."""
         found: dict[str, float] = {}
         first = 0

@@ -36,8 +36,8 @@ def computes_in(form: NumberFormat) -> str:
     if form.profile == "cpu":
         return (
             f"Weights are signed 8-bit {channels} (within +-64, so that processors with and without VNNI agree), "
-            "activations unsigned 8-bit per tensor, biases 32-bit integers. onnxruntime's CPU provider multiplies 8-bit "
-            f"integers and adds in 32 bits. {_ROUNDED_FRONT_END}"
+            "activations unsigned 8-bit per tensor, biases 32-bit integers. onnxruntime's CPU provider multiplies "
+            f"8-bit integers and adds in 32 bits. {_ROUNDED_FRONT_END}"
         )
     return (
         f"Weights are signed 8-bit {channels}, activations signed 8-bit per tensor, both symmetric, biases 32-bit "

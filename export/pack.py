@@ -36,6 +36,7 @@ from edge.bundle.manifest import (
     Quantisation,
     Tolerance,
 )
+from edge.bundle.noise import golden_noise
 from edge.bundle.onnx_wire import check_self_contained
 from edge.bundle.reading import Bundle, describe_untrusted, read_bundle
 from edge.errors import BundleError, UsageError
@@ -45,7 +46,6 @@ from export.card import Facts
 from export.fixed_point.number_format import NumberFormat
 from export.golden import golden_pcm
 from export.parity import graph_scores
-from firmware_models.architectures import FirmwareModel
 
 ScoreKind = Literal["logits", "probabilities"]
 # The last bits of FP32 differ between CPUs; with rounded activations they can move a value to the next step.
@@ -64,24 +64,9 @@ class Identity:
     window_samples: int
     log_floor: float | None
     parameters: int
-    form: NumberFormat = NumberFormat()
+    form: NumberFormat
     score_kind: ScoreKind = "logits"
     ensemble: Ensemble | None = None
-
-
-def identity_of(model: FirmwareModel, *, name: str, version: int, form: NumberFormat | None = None) -> Identity:
-    """The identity of a trained model that is packed in a number format, FP32 by default."""
-    return Identity(
-        name=name,
-        version=version,
-        architecture=model.name,
-        labels=model.labels,
-        rate_hz=model.rate_hz,
-        window_samples=model.window_samples,
-        log_floor=model.log_floor,
-        parameters=model.parameter_count(),
-        form=form or NumberFormat(),
-    )
 
 
 def pack(
@@ -109,7 +94,10 @@ def pack(
     model = graph.SerializeToString(deterministic=True)
     check_self_contained(model)
     scores = graph_scores(
-        graph, pcm.astype(np.float32) / np.float32(32768), storage=identity.form.profile == "storage"
+        graph,
+        pcm.astype(np.float32) / np.float32(32768),
+        storage=identity.form.profile == "storage",
+        noise=None if (e := identity.ensemble) is None else golden_noise(e.members, e.noise_values),
     )
     members = {MODEL: model, GOLDEN: _npz(pcm, scores)}
     members[CARD] = _card(facts, identity, len(model)).encode()

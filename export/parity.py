@@ -74,7 +74,9 @@ def graph_scores(
     return np.concatenate(parts)
 
 
-def torch_scores(model: Callable[[Tensor], Tensor], pcm: Floats, *, progress: Progress = silent, note: str = "") -> Floats:
+def torch_scores(
+    model: Callable[[Tensor], Tensor], pcm: Floats, *, progress: Progress = silent, note: str = ""
+) -> Floats:
     """What torch gives for clips (n, samples): float32 (n, classes)."""
     parts: list[Floats] = []
     with torch.inference_mode():

@@ -25,6 +25,7 @@ from rig.plan import Condition
 CHUNK_CLIPS = 32
 # Grows when an attack changes what it makes, so that no stale perturbation is ever played.
 RECIPE_VERSION = 1
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ class Crafter:
         target = None
         if recipe.target is not None:
             target = torch.full_like(label, labels.index(recipe.target))
-        result = self._attack(recipe, self._twin(name), start, stop)(pcm, label, target)
+        result = self._attack(recipe, self._scores(name, start), start, stop)(pcm, label, target)
         return np.trunc(result.perturbation.numpy().astype(np.float64) * FULL_SCALE).astype(np.int16)
 
     def _attack(
-        self, recipe: _Recipe, model: Twin, start: int, stop: int
+        self, recipe: _Recipe, model: attacks.Model, start: int, stop: int
     ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], attacks.AttackResult]:
         if recipe.attack == "random-sign":
             generators = [
@@ -127,6 +128,16 @@ class Crafter:
         return lambda pcm, label, target: attacks.pgd(
             model, pcm, label, eps=recipe.eps, steps=recipe.steps, target=target
         )
+
+    def _scores(self, name: str, start: int) -> attacks.Model:
+        """The twin as attacks take it: logits, and fresh members of an ensemble at every step."""
+        twin = self._twin(name)
+        if twin.noise_values is not None:
+            twin.generator = torch.Generator().manual_seed(int(self._hashes[start][:15], 16) ^ self._seed)
+        if self._bundles[name].manifest.score_kind == "logits":
+            return twin
+        # The softmax of the logarithm of probabilities is those probabilities again.
+        return lambda pcm: twin(pcm).clamp_min(_TINY).log()
 
     def _twin(self, name: str) -> Twin:
         if name not in self._twins:

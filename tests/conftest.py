@@ -278,11 +278,12 @@ def random_lms():
 @pytest.fixture(scope="session")
 def lms_graphs(random_lms) -> dict:
     """The FP32 and the INT8 graph of ``random_lms``, by bits."""
+    from export.fixed_point.number_format import number_format
+    from export.fixed_point.quantise import quantise
     from export.graphs.from_torch import to_onnx
-    from export.fixed_point.quantise import quantise_int8
 
     fp32 = to_onnx(random_lms)
-    return {32: fp32, 8: quantise_int8(fp32, noise_pcm(64))}
+    return {32: fp32, 8: quantise(fp32, noise_pcm(64), number_format(8))}
 
 
 @pytest.fixture(scope="session")
@@ -291,10 +292,11 @@ def make_bundle(random_lms, lms_graphs, keys: Keys) -> Callable[..., Path]:
 
     def make(folder: Path, *, bits: int = 32, name: str | None = None, version: int = 1) -> Path:
         from export.fixed_point.number_format import number_format
-        from export.pack import identity_of, pack
+        from export.pack import pack
+        from export.source import Source
 
         name = name or ("lms-fp32" if bits == 32 else "lms-int8")
-        identity = identity_of(random_lms, name=name, version=version, form=number_format(bits))
+        identity = Source.of_model(random_lms).identity(name=name, version=version, form=number_format(bits))
         return pack(folder / f"{name}.earshot", lms_graphs[bits], identity, key=keys.signer).path
 
     return make
@@ -338,11 +340,12 @@ def ensemble_bundle(low_rank_lms, keys: Keys, tmp_path_factory: pytest.TempPathF
     import dataclasses
 
     from export.graphs.ensemble import ensemble_graph, ensemble_of
-    from export.pack import identity_of, pack
+    from export.pack import pack
+    from export.source import Source
 
     graph = ensemble_graph(low_rank_lms, sigma=0.5)
     identity = dataclasses.replace(
-        identity_of(low_rank_lms, name="lms-ensemble", version=1),
+        Source.of_model(low_rank_lms).identity(name="lms-ensemble", version=1),
         score_kind="probabilities",
         ensemble=ensemble_of(graph, members=4),
     )

@@ -1,21 +1,22 @@
-"""Post-training quantisation of an exported graph with onnxruntime: static, from calibration clips.
+"""Post-training quantisation of an exported graph: static, from calibration clips, reproducible to the byte.
 
-Profile ``cpu``, 8 bits: activations unsigned and asymmetric per tensor, weights signed and symmetric per output
-channel (U8S8), Q/DQ form with standard operators only. The front end stays in FP32: its powers span ten decades.
+What is rounded, and how:
+
+- Weights of layers: signed, symmetric, a scale per output channel or per tensor. In 16 and 8 bits to the nearest; in
+  4 bits so that the layer comes out right (:mod:`export.fixed_point.rounding`).
+- Activations: one grid per tensor from what calibration saw (:mod:`export.fixed_point.histogram`), unsigned with a
+  zero point, or signed and symmetric for ``portable`` and for power-of-two scales. The quantiser of onnxruntime places
+  the Q/DQ nodes (:mod:`export.fixed_point.writing`).
+- The front end stays in FP32, its powers span ten decades, and so do the scores: rounded to 256 values, labels would
+  tie. Biases are stored in 32 bits: whole numbers in ``cpu``, floats elsewhere.
+- Sound that a layer reads directly (ETE) is rounded to 8 bits in the 8-bit formats: the layer that reads it is a
+  quarter of the time, and keeping it in FP32 gained nothing that could be measured (see ``docs/models.md``). In all
+  other widths it keeps the 16 bits in which it is recorded.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-import itertools
-import logging
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,162 +24,153 @@ import onnx
 from onnx import ModelProto
 from pydantic import BaseModel, ConfigDict, Field
 
-import edge  # noqa: F401 - switches onnxruntime's telemetry off before its first import
-from edge.errors import DataError
-from export.graphs.from_torch import INPUT, OUTPUT, front_end_nodes
+from edge.errors import DataError, UsageError
+from export.fixed_point import rounding, weights, writing
+from export.fixed_point.equalise import equalised
+from export.fixed_point.grid import Form, Grid, Method, best_grid
+from export.fixed_point.histogram import Histogram, observe
+from export.fixed_point.layers import Layer, arrays_of, layers_of, prepared, reads_sound, store
+from export.fixed_point.number_format import NumberFormat
 from firmware_models.progress import Progress, silent
 
-Method = Literal["minmax", "entropy", "percentile", "distribution"]
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+METHODS: tuple[str, ...] = get_args(Method)
 MIN_CLIPS = 16
-_BATCH = 32
 
 
-class QuantisationSettings(BaseModel):
-    """How ranges are chosen.
+class CalibrationSettings(BaseModel):
+    """How ranges are chosen and weights are rounded; what is None follows from the width.
 
-    ``method`` turns what calibration saw into a range: ``minmax`` keeps every value, ``percentile`` cuts the rarest,
-    ``entropy`` weighs both. ``reduce_range`` keeps weights within +-64: x86 processors without VNNI add two products
+    ``method`` turns what calibration saw into the range of an activation: ``minmax`` covers every value (the default
+    in 16 bits), ``percentile`` all but the rarest, ``entropy`` keeps the shape of the distribution, ``mse`` makes the
+    squared error least, relative to each clip's power (the default in 8 and 4 bits). ``weight_method`` does so for
+    weights: ``minmax``, by default in 16 and 8 bits, or ``mse``. ``fit_weights`` rounds each layer as a whole and
+    corrects its bias instead of rounding to the nearest, by default where weights or activations have 4 bits.
+    ``equalise`` evens out the ranges of channels across layers before (Nagel et al. 2019), by default where all
+    channels of a weight share a scale.
+
+    ``reduce_range`` keeps 8-bit weights of profile ``cpu`` within +-64: x86 processors without VNNI add two products
     in 16 saturating bits, and with weights up to 127 they compute other scores (0.5 apart, on an LMS) than all others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Method = "minmax"
+    method: Method | None = None
     percentile: float = Field(default=99.999, gt=50, le=100)
-    per_channel: bool = True
+    weight_method: weights.WeightMethod | None = None
+    fit_weights: bool | None = None
+    equalise: bool | None = None
     reduce_range: bool = True
 
 
-def quantise_int8(
-    model: ModelProto,
-    pcm: npt.NDArray[np.float32],
-    settings: QuantisationSettings | None = None,
+def quantise(
+    graph: ModelProto,
+    pcm: Floats,
+    form: NumberFormat,
+    settings: CalibrationSettings | None = None,
     *,
     progress: Progress = silent,
 ) -> ModelProto:
-    """INT8 version of an exported graph, profile ``cpu``.
+    """The graph in a number format; the one given is not changed.
 
     Args:
-        model: from :func:`export.graphs.from_torch.to_onnx`; it is not changed.
+        graph: FP32, with input ``pcm`` and output ``scores``, e.g. of :func:`export.graphs.from_torch.to_onnx`. A
+            fixed batch stays fixed.
         pcm: calibration clips, float32 (n, samples); 1000 or more of the training split for a real model.
-        settings: see :class:`QuantisationSettings`.
-        progress: told once per batch.
+        form: an FP32 format gives the graph as it is.
+        settings: see :class:`CalibrationSettings`.
+        progress: told once per batch, for each part of the work.
 
     Raises:
-        DataError: fewer than 16 clips.
+        DataError: fewer than 16 clips, or NaN or infinity in clips, weights or activations.
+        UsageError: the graph has nothing to quantise, or other inputs than ``pcm``.
     """
-    from onnxruntime.quantization import (  # noqa: PLC0415 - the import takes a second
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-
-    settings = settings or QuantisationSettings()
-    if len(pcm) < MIN_CLIPS:
-        raise DataError(f"{len(pcm)} calibration clips: at least {MIN_CLIPS} are needed, 1000 for a real model")
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-        "distribution": CalibrationMethod.Distribution,
-    }
-    options: dict[str, Any] = {"QDQKeepRemovableActivations": True}
-    if settings.method == "percentile":
-        options["CalibPercentile"] = settings.percentile
-    with tempfile.TemporaryDirectory(prefix="earshot-quantise-") as folder:
-        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        onnx.save(_relu_first(model), source)
-        with _quiet():
-            quantize_static(
-                source,
-                target,
-                _reader(pcm, progress),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=settings.per_channel,
-                reduce_range=settings.reduce_range,
-                nodes_to_exclude=front_end_nodes(model),
-                calibrate_method=methods[settings.method],
-                extra_options=options,
-            )
-        quantised = onnx.load(target)
-    _strip(quantised, model)
-    _keep_scores(quantised)
+    settings = settings or CalibrationSettings()
+    if not form.quantised:
+        return graph
+    _check(graph, pcm)
+    exact = prepared(graph)
+    layers = layers_of(exact)
+    if not layers:
+        raise UsageError("the graph has no Conv, Gemm or MatMul with constant weights behind its front end: keep FP32")
+    if settings.equalise if settings.equalise is not None else not form.per_channel:
+        exact = equalised(exact)
+    grids: dict[str, Grid] = {}
+    if form.activation_bits != 32:
+        seen = observe(exact, writing.rounded_tensors(exact, form, pcm[:1]), pcm, progress=progress)
+        grids = {name: _grid(name, histogram, exact, form, settings) for name, histogram in seen.items()}
+    chooser = _Weights(form, settings)
+    arrays = arrays_of(exact)
+    scales = {layer: chooser.scales(layer.rows(arrays[layer.weight])) for layer in layers}
+    nearest = onnx.ModelProto()
+    nearest.CopyFrom(exact)
+    for layer in layers:
+        rounded = weights.nearest(layer.rows(arrays[layer.weight]), scales[layer], chooser.last)
+        store(nearest, layer.weight, layer.from_rows(rounded * scales[layer][:, None]))
+    quantised = writing.write(nearest, form, grids, scales, pcm[:1])
+    if form.activation_bits == 32:
+        writing.without_activations(quantised)
+    if settings.fit_weights if settings.fit_weights is not None else min(form.bits, form.activation_bits) == 4:
+        for layer in layers:
+            _fit(layer, exact, quantised, chooser, pcm, progress)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser advises a preprocessing that the export has done, and prints while it calibrates."""
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+def _check(graph: ModelProto, pcm: Floats) -> None:
+    others = [each.name for each in graph.graph.input][1:]
+    if others:
+        raise UsageError(f"the graph also takes {', '.join(others)}: only graphs of sound alone can be quantised")
+    fixed = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    least = max(MIN_CLIPS, fixed)
+    if len(pcm) < least:
+        raise DataError(f"{len(pcm)} calibration clips: at least {least} are needed, 1000 for a real model")
+    bad = np.flatnonzero(~np.isfinite(pcm).all(axis=1))
+    if len(bad):
+        raise DataError(f"calibration clip {bad[0]} holds NaN or infinity: leave it out (earshot data check finds it)")
 
 
-def _reader(pcm: npt.NDArray[np.float32], progress: Progress) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader  # noqa: PLC0415
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._batches = self._iterate()
-
-        def _iterate(self) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
-            for start in range(0, len(pcm), _BATCH):
-                progress(start, len(pcm), "calibrating")
-                yield {INPUT: np.ascontiguousarray(pcm[start : start + _BATCH])}
-            progress(len(pcm), len(pcm), "calibrating")
-
-        def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
-            return next(self._batches, None)
-
-    return Reader()
+def _grid(
+    name: str, histogram: Histogram, exact: ModelProto, form: NumberFormat, settings: CalibrationSettings
+) -> Grid:
+    bits = form.activation_bits
+    symmetric = writing.symmetric(form)
+    if bits != 8 and reads_sound(exact, name):
+        # 16-bit PCM lies on this grid.
+        return Form(16, symmetric=symmetric).over(-1.0, 1.0 - 2.0**-15)
+    method = settings.method or ("minmax" if bits == 16 else "mse")
+    kind = Form(bits, symmetric=symmetric, power_of_two=form.power_of_two)
+    return best_grid(histogram, kind, method, percentile=settings.percentile)
 
 
-def _relu_first(model: ModelProto) -> ModelProto:
-    """Move Relu before MaxPool, which changes nothing but the grid: no step is spent on what Relu would cut off."""
-    model = copy.deepcopy(model)
-    nodes = list(model.graph.node)
-    for place, (pool, relu) in enumerate(itertools.pairwise(nodes)):
-        if (pool.op_type, relu.op_type) != ("MaxPool", "Relu") or relu.input[0] != pool.output[0]:
-            continue
-        if sum(pool.output[0] in node.input for node in nodes) > 1:
-            continue
-        source, between, target = pool.input[0], pool.output[0], relu.output[0]
-        relu.input[0], relu.output[0] = source, between
-        pool.input[0], pool.output[0] = between, target
-        nodes[place], nodes[place + 1] = relu, pool
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model
+class _Weights:
+    """How the weights of every layer are rounded; ``last`` is the largest whole number that stands for one."""
+
+    def __init__(self, form: NumberFormat, settings: CalibrationSettings) -> None:
+        self._form = form
+        self._search = (settings.weight_method or ("mse" if form.bits == 4 else "minmax")) == "mse"
+        self.last = weights.levels(form.bits, reduce_range=form.profile == "cpu" and settings.reduce_range)
+
+    def scales(self, rows: Doubles) -> Doubles:
+        """Scales (channels,) for weights (channels, inputs)."""
+        return weights.scales(
+            rows,
+            self.last,
+            per_channel=self._form.per_channel,
+            power_of_two=self._form.power_of_two,
+            search=self._search,
+        )
 
 
-def _keep_scores(model: ModelProto) -> None:
-    """Give the scores as the last layer computes them: rounded to 256 values, labels would tie."""
-    graph = model.graph
-    makers = {output: node for node in graph.node for output in node.output}
-    dequantise = makers[OUTPUT]
-    quantise = makers.get(dequantise.input[0])
-    if dequantise.op_type != "DequantizeLinear" or quantise is None or quantise.op_type != "QuantizeLinear":
-        return
-    layer = makers[quantise.input[0]]
-    layer.output[:] = [OUTPUT]
-    graph.node.remove(dequantise)
-    graph.node.remove(quantise)
-    used = {name for node in graph.node for name in node.input}
-    for each in [each for each in graph.initializer if each.name not in used]:
-        graph.initializer.remove(each)
-
-
-def _strip(model: ModelProto, source: ModelProto) -> None:
-    model.producer_name, model.producer_version = source.producer_name, ""
-    del model.metadata_props[:]
-    del model.graph.value_info[:]
-    unused = [each for each in model.opset_import if each.domain not in {"", "ai.onnx"}]
-    for each in unused:
-        model.opset_import.remove(each)
+def _fit(
+    layer: Layer, exact: ModelProto, quantised: ModelProto, chooser: _Weights, pcm: Floats, progress: Progress
+) -> None:
+    """Round a layer as a whole, given what everything before it gives in the quantised graph, which is changed."""
+    trained = layer.rows(arrays_of(exact)[layer.weight])
+    seen = rounding.look(layer, exact, quantised, pcm, progress=progress)
+    numbers, scales = rounding.fitted(trained, seen, chooser.scales, chooser.last)
+    writing.store_weights(quantised, layer, numbers, scales)
+    if layer.bias is not None:
+        writing.store_bias(quantised, layer, rounding.corrected_bias(numbers * scales[:, None], seen))

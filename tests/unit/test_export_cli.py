@@ -53,9 +53,9 @@ def speech(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("speech")
     rng = np.random.default_rng(0)
     validation, test = [], []
-    for word in ("yes", "no", "up", "marvin"):
+    for word in ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "marvin"):
         (root / word).mkdir()
-        for speaker in range(30):
+        for speaker in range(12):
             name = f"{word}/{speaker:08x}_nohash_0.wav"
             level = 10 ** rng.uniform(-2.5, -0.7)
             soundfile.write(root / name, (rng.normal(size=16_000) * level).clip(-1, 1), 16_000, subtype="PCM_16")
@@ -123,11 +123,12 @@ def test_one_flipped_byte(earshot, int8_bundle, keys, tmp_path):
 
 def test_text_of_strangers_cannot_steer_the_terminal(earshot, tmp_path, keys, lms_graphs, random_lms):
     from export.card import Facts
-    from export.pack import identity_of, pack
+    from export.pack import pack
+    from export.source import Source
 
     path = tmp_path / "a.earshot"
     facts = Facts(training_data="\x1b[2Jgone\r", notes=("\x1b]0;title\x07",))
-    pack(path, lms_graphs[32], identity_of(random_lms, name="a", version=1), key=keys.signer, facts=facts)
+    pack(path, lms_graphs[32], Source.of_model(random_lms).identity(name="a", version=1), key=keys.signer, facts=facts)
     shown = earshot("bundle", "show", path, "--card").stdout
     assert "gone" in shown
     assert not set(shown) & {"\x1b", "\x07", "\r"}
@@ -138,7 +139,7 @@ def test_export_both_widths(earshot, tmp_path, checkpoint, speech, keys):
     dry = earshot("export", checkpoint, *common, "--out", tmp_path / "a.earshot", "--dry-run", "--json")
     assert dry.returncode == 0, dry.stderr
     told = json.loads(dry.stdout)
-    assert (told["version"], told["calibration_clips"]) == (1, 32)
+    assert (told["version"], told["calibration_clips"], told["scheme"]) == (1, 0, "FP32")
     assert not (tmp_path / "a.earshot").exists()
     done = earshot("export", checkpoint, *common, "--out", tmp_path / "a.earshot", "--json")
     assert done.returncode == 0, done.stderr
@@ -174,9 +175,10 @@ def test_export_refusals(earshot, tmp_path, checkpoint, speech, keys):
         options = good | {f"--{key}": value for key, value in changed.items()}
         return refusal(earshot("export", model, *[part for item in options.items() for part in item]))
 
-    assert "use --bits 32 --profile cpu, --bits 8 --profile cpu" in run(bits=16)
-    assert "not available" in run(profile="portable")
-    assert "use one of minmax" in run(method="magic")
+    assert "should be 4, 8, 16 or 32" in run(bits=5)
+    assert "computes in 32 or in 8 bits" in run(bits=16, profile="cpu")
+    assert "should be 'cpu', 'portable' or 'storage'" in run(profile="gpu")
+    assert "use one of mse, minmax" in run(method="magic")
     assert "is a public key" in run(key=_private(keys.public, tmp_path))
     assert "no such key file" in run(key=tmp_path / "absent.pem")
     assert "no such checkpoint" in run(tmp_path / "absent.safetensors")
@@ -191,3 +193,78 @@ def _private(public: Path, folder: Path) -> Path:
     copy.write_bytes(public.read_bytes())
     copy.chmod(0o600)
     return copy
+
+
+def test_low_rank_and_ensemble(earshot, tmp_path, checkpoint, speech, keys):
+    common = ("--calibration", speech, "--key", keys.private, "--rank-conv", 40, "--rank-fc", 4, "--json")
+    done = earshot("export", checkpoint, *common, "--out", tmp_path / "low.earshot")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (
+        told["low_rank"]["parameters_after"]
+        < told["low_rank"]["parameters_before"]
+        == told["metrics"]["full_parameters"]
+    )
+    assert told["metrics"]["parameters"] == told["low_rank"]["parameters_after"]
+    assert told["metrics"]["rank_conv2"] == 40
+    assert {"full_test_top1", "split_test_top1", "test_top1"} <= told["metrics"].keys()
+    done = earshot("export", checkpoint, *common, "--ensemble", 3, "--sigma", 0.1, "--out", tmp_path / "many.earshot")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["parity"]["max_abs"] <= 1e-5, told["twin"]["labels_equal"]) == (True, 1)
+    manifest = json.loads(earshot("bundle", "show", tmp_path / "many.earshot", "--json").stdout)["manifest"]
+    assert manifest["ensemble"]["members"] == 3
+    assert manifest["score_kind"] == "probabilities"
+    assert earshot("bundle", "verify", tmp_path / "many.earshot", "--trust", keys.public).returncode == 0
+
+
+def test_retraining_goes_on_and_needs_its_folder(earshot, tmp_path, checkpoint, speech, keys):
+    recipe = tmp_path / "short.yaml"
+    recipe.write_text("architecture: any\nsteps: 2\nbatch: 4\nvalidate_every: 1\ndistillation: {recipe: start}\n")
+    command = ["export", checkpoint, "--calibration", speech, "--key", keys.private, "--rank-conv", 40]
+    command += ["--retrain", recipe, "--run", tmp_path / "run", "--out", tmp_path / "low.earshot", "--json"]
+    first = earshot(*command)
+    assert first.returncode == 0, first.stderr
+    again = earshot(*command)
+    assert again.returncode == 0, again.stderr
+    one, two = json.loads(first.stdout), json.loads(again.stdout)
+    assert two["version"] == one["version"] + 1
+    assert two["metrics"]["test_top1"] == one["metrics"]["test_top1"]
+    assert "The factors were retrained" in earshot("bundle", "show", tmp_path / "low.earshot", "--card").stdout
+
+
+def test_somebody_elses_model(earshot, tmp_path, speech, keys, lms_graphs):
+    import onnx
+
+    foreign = tmp_path / "foreign.onnx"
+    onnx.save(lms_graphs[32], foreign)
+    labels = ",".join(f"word{number}" for number in range(12))
+    command = ["export", foreign, "--input", "pcm", "--key", keys.private, "--out", tmp_path / "f.earshot"]
+    done = earshot(*command, "--labels", labels, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["parity"], told["twin"]["labels_equal"]) == (None, 1)
+    shown = earshot("bundle", "show", tmp_path / "f.earshot", "--card").stdout
+    assert "not trained here; brought in from foreign.onnx" in shown
+    rounded = earshot(*command, "--labels", labels, "--bits", 8, "--calibration", speech, "--clips", 16, "--json")
+    assert rounded.returncode == 0, rounded.stderr
+    assert "--labels names 2" in refusal(earshot(*command, "--labels", "a,b"))
+    assert "needs --labels" in refusal(earshot(*command))
+    assert "use pcm or logmel" in refusal(earshot(*command, "--labels", labels, "--input", "sound"))
+    assert "--calibration DIR is needed" in refusal(earshot(*command, "--labels", labels, "--bits", 8))
+    assert "not split" in refusal(earshot(*command, "--labels", labels, "--rank-fc", 4))
+
+
+def test_contradictions_are_one_line(earshot, tmp_path, checkpoint, speech, keys):
+    def run(*options: object) -> str:
+        common = ("--calibration", speech, "--key", keys.private, "--out", tmp_path / "a.earshot")
+        return refusal(earshot("export", checkpoint, *common, *options))
+
+    assert "--rank-fc 0: use 1 or more" in run("--rank-fc", 0)
+    assert "finds the ranks itself" in run("--rank-fc", 4, "--max-drop", "2%")
+    assert "use a share such as 2%" in run("--max-drop", "much")
+    assert "go together" in run("--rank-fc", 4, "--retrain", "low-rank")
+    assert "exported with 32 bits" in run("--ensemble", 4, "--bits", 8)
+    assert "no layer is factored" in run("--ensemble", 4)
+    assert "are for a foreign" in run("--labels", "a,b")
+    assert "use channels or spatial" in run("--rank-fc", 4, "--reshape", "round")

@@ -12,16 +12,17 @@ from edge.bundle.classifier import Classifier
 from edge.bundle.reading import describe_untrusted, read_bundle
 from edge.bundle.signing import load_public_key
 from edge.errors import BundleError, DataError, ThresholdError, UsageError
-from export import build, parity
+from export import build, parity, source
 from export.card import Facts
 from export.fixed_point.number_format import NumberFormat
 from export.golden import golden_pcm
-from export.pack import identity_of, next_version, pack
+from export.pack import next_version, pack
+from export.source import Source
 
 
 @pytest.fixture
 def identity(random_lms):
-    return identity_of(random_lms, name="lms-fp32", version=1)
+    return Source.of_model(random_lms).identity(name="lms-fp32", version=1)
 
 
 def test_packed_bundle(fp32_bundle, int8_bundle, keys):
@@ -104,7 +105,7 @@ def test_folder_that_is_missing(tmp_path, lms_graphs, identity, keys):
 
 
 def test_name_that_cannot_be(tmp_path, lms_graphs, random_lms, keys):
-    identity = identity_of(random_lms, name="Not A Name", version=1)
+    identity = Source.of_model(random_lms).identity(name="Not A Name", version=1)
     with pytest.raises(UsageError, match="bundle name 'Not A Name'"):
         pack(tmp_path / "a.earshot", lms_graphs[32], identity, key=keys.signer)
 
@@ -155,10 +156,10 @@ def test_build_packs_nothing_when_torch_disagrees(tmp_path, random_lms, lms_grap
     wrong.CopyFrom(lms_graphs[32])
     bias = next(each for each in wrong.graph.initializer if each.name == "fc.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.001), "fc.bias"))
-    monkeypatch.setattr(build, "to_onnx", lambda model: wrong)
+    monkeypatch.setattr(source, "to_onnx", lambda model: wrong)
     with pytest.raises(ThresholdError, match="nothing was packed"):
         build.build(
-            random_lms,
+            Source.of_model(random_lms),
             tmp_path / "a.earshot",
             form=NumberFormat(),
             name="a",
@@ -172,7 +173,7 @@ def test_build_packs_nothing_when_torch_disagrees(tmp_path, random_lms, lms_grap
 
 def test_build_without_labelled_clips(tmp_path, random_lms, keys, noise_pcm):
     built = build.build(
-        random_lms,
+        Source.of_model(random_lms),
         tmp_path / "a.earshot",
         form=NumberFormat(),
         name="a",
@@ -202,7 +203,7 @@ def test_data_of_other_labels(tmp_path, random_lms, keys, noise_pcm):
     )
     with pytest.raises(DataError, match="labels"):
         build.build(
-            random_lms,
+            Source.of_model(random_lms),
             tmp_path / "a.earshot",
             form=NumberFormat(),
             name="a",

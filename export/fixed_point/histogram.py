@@ -63,13 +63,17 @@ class Histogram:
     @property
     def centres(self) -> npt.NDArray[np.float64]:
         """The middle of every bin, float64 (bins,)."""
-        width = 2.0 ** (self._exponent or 0) / _HALF
-        return (np.arange(2 * _HALF) - _HALF + 0.5) * width
+        width = math.ldexp(1.0, self._exponent or 0) / _HALF
+        middles: npt.NDArray[np.float64] = (np.arange(2 * _HALF, dtype=np.float64) - _HALF + 0.5) * width
+        return middles
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
         """How many values fell into every bin, int64 (bins,)."""
-        return np.sum(list(self._counts.values()), axis=0, dtype=np.int64)
+        total = np.zeros(2 * _HALF, np.int64)
+        for counts in self._counts.values():
+            total += counts
+        return total
 
     @property
     def weighted(self) -> npt.NDArray[np.float64]:

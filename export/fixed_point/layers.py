@@ -107,9 +107,7 @@ def prepared(model: ModelProto) -> ModelProto:
     model = copy.deepcopy(model)
     for each in model.graph.initializer:
         if each.data_type == TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(each)).all():
-            raise DataError(
-                f"{each.name}: a weight is NaN or infinite; use a checkpoint of a run that did not diverge"
-            )
+            raise DataError(f"{each.name}: a weight is NaN or infinite; use a checkpoint of a run that did not diverge")
     _name_nodes(model)
     _relu_first(model)
     for layer in layers_of(model):

@@ -114,7 +114,7 @@ def quantise(
         writing.without_activations(quantised)
     if settings.fit_weights if settings.fit_weights is not None else min(form.bits, form.activation_bits) == 4:
         for layer in layers:
-            _fit(layer, exact, quantised, chooser, pcm, progress)
+            _fit(layer, exact, quantised, chooser, pcm, progress=progress)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
 
@@ -165,7 +165,7 @@ class _Weights:
 
 
 def _fit(
-    layer: Layer, exact: ModelProto, quantised: ModelProto, chooser: _Weights, pcm: Floats, progress: Progress
+    layer: Layer, exact: ModelProto, quantised: ModelProto, chooser: _Weights, pcm: Floats, *, progress: Progress
 ) -> None:
     """Round a layer as a whole, given what everything before it gives in the quantised graph, which is changed."""
     trained = layer.rows(arrays_of(exact)[layer.weight])

@@ -184,15 +184,15 @@ def _unfolded(
     """What a layer multiplies its weights with at some output positions: (clips, positions, groups, inputs)."""
     if node.op_type != "Conv":
         return inputs.reshape(-1, 1, 1, inputs.shape[-1])
-    kernel = list(shape[2:])
-    ones = [1] * len(kernel)
-    pads, strides = list(attribute(node, "pads", [0] * 2 * len(kernel))), list(attribute(node, "strides", ones))
-    dilations = list(attribute(node, "dilations", ones))
+    kernel = tuple(shape[2:])
+    ones = (1,) * len(kernel)
+    pads, strides = tuple(attribute(node, "pads", (0,) * 2 * len(kernel))), tuple(attribute(node, "strides", ones))
+    dilations = tuple(attribute(node, "dilations", ones))
     x = torch.from_numpy(inputs)
     if len(kernel) == 1:
         # torch unfolds images only: a line is an image of height 1.
-        x, pads = x.unsqueeze(2), [0, pads[0], 0, pads[1]]
-        kernel, strides, dilations = [1, *kernel], [1, *strides], [1, *dilations]
+        x, pads = x.unsqueeze(2), (0, pads[0], 0, pads[1])
+        kernel, strides, dilations = (1, *kernel), (1, *strides), (1, *dilations)
     x = functional.pad(x, (pads[1], pads[3], pads[0], pads[2]))
     columns = functional.unfold(x, kernel, dilation=dilations, stride=strides)[:, :, torch.from_numpy(places)]
     rows: Floats = columns.reshape(len(inputs), groups, -1, len(places)).permute(0, 3, 1, 2).numpy()

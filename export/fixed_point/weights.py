@@ -16,14 +16,14 @@ _SMALLEST = 1e-12
 
 def levels(bits: int, *, reduce_range: bool) -> int:
     """The largest whole number that stands for a weight: 127 for 8 bits, 64 with ``reduce_range``."""
-    return 2 ** (bits - 2) if reduce_range else 2 ** (bits - 1) - 1
+    return (1 << (bits - 2)) if reduce_range else (1 << (bits - 1)) - 1
 
 
 def scales(rows: Doubles, last: int, *, per_channel: bool, power_of_two: bool, search: bool) -> Doubles:
-    """Scales (channels,) for weights (channels, inputs): of the largest weight, or with ``search`` the scale at which
-    the mean squared rounding error is smallest; the same for all channels unless ``per_channel``.
+    """Scales (channels,) for weights (channels, inputs), all the same unless ``per_channel``.
 
-    A channel of zeros gets the scale 1.
+    The largest weight gets the number ``last``; with ``search`` larger ones may be cut off, so that the mean squared
+    rounding error is least. A channel of zeros gets the scale 1.
     """
     table = rows if per_channel else rows.reshape(1, -1)
     largest = np.abs(table).max(axis=1)

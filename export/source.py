@@ -25,9 +25,9 @@ from firmware_models.low_rank.ensemble import StochasticEnsemble, relative_sigma
 _NOISE_SEED = b"earshot parity 1"
 _ENSEMBLE_NOTE = (
     "Stochastic: the mean of {members} networks whose singular values (layers {layers}) are drawn anew for each "
-    "window, sigma {sigma:g} times the RMS of a layer's. Two runs on the same sound differ; the golden scores are those "
-    "under fixed noise. Attack it with expectation over the randomness, fresh members in every step, and compare with "
-    "sigma 0 at the same ranks: what that resists, the noise did not bring about."
+    "window, sigma {sigma:g} times the RMS of a layer's. Two runs on the same sound differ; golden scores are those "
+    "under fixed noise. Attack it with expectation over the randomness, fresh members in every step, and compare "
+    "with sigma 0 at the same ranks: what that resists, the noise did not bring about."
 )
 # TensorRT wants the sizes of everything beforehand; a device listens to one window at a time.
 PORTABLE_BATCH = 1

@@ -22,19 +22,19 @@ TYPER_INTERRUPTED = 130
 
 # command -> (module, summary). Each module has one typer ``app``.
 COMMANDS = {
-    "data": ("rig.cli.data", "Fetch and check data sets."),
-    "train": ("rig.cli.train", "Train a firmware model from a recipe."),
-    "evaluate": ("rig.cli.evaluate", "Score a checkpoint or a bundle on a data set."),
-    "keys": ("rig.cli.keys", "Make signing keys."),
-    "export": ("rig.cli.export", "Turn a checkpoint into a signed bundle."),
-    "bundle": ("rig.cli.bundle", "Show and verify bundles."),
-    "parity": ("rig.cli.parity", "Hold what a bundle computes against torch, its twin and aarch64."),
-    "profile": ("rig.cli.profile", "Measure size, speed, memory and accuracy of bundles."),
-    "zoo": ("rig.cli.zoo", "List and compare the released models."),
-    "plan": ("rig.cli.plan", "Check a plan before it runs."),
-    "session": ("rig.cli.session", "Run, resume and show sessions."),
-    "report": ("rig.cli.report", "Write summary, results and page of finished sessions."),
-    "demo": ("rig.cli.demo", "From shipped models and clips to a report, in one command."),
+    "data": ("rig.cli.models.data", "Fetch and check data sets."),
+    "train": ("rig.cli.models.train", "Train a firmware model from a recipe."),
+    "evaluate": ("rig.cli.models.evaluate", "Score a checkpoint or a bundle on a data set."),
+    "keys": ("rig.cli.models.keys", "Make signing keys."),
+    "export": ("rig.cli.models.export", "Turn a checkpoint into a signed bundle."),
+    "bundle": ("rig.cli.models.bundle", "Show and verify bundles."),
+    "parity": ("rig.cli.models.parity", "Hold what a bundle computes against torch, its twin and aarch64."),
+    "profile": ("rig.cli.models.profile", "Measure size, speed, memory and accuracy of bundles."),
+    "zoo": ("rig.cli.models.zoo", "List and compare the released models."),
+    "plan": ("rig.cli.sessions.plan", "Check a plan before it runs."),
+    "session": ("rig.cli.sessions.session", "Run, resume and show sessions."),
+    "report": ("rig.cli.sessions.report", "Write summary, results and page of finished sessions."),
+    "demo": ("rig.cli.sessions.demo", "From shipped models and clips to a report, in one command."),
 }
 
 

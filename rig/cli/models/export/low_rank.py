@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from firmware_models.low_rank.search import Search
     from firmware_models.progress import Progress
     from firmware_models.training.recipe import Recipe
-    from rig.cli.export.material import Sound
+    from rig.cli.models.export.material import Sound
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from export.build import Built
     from export.card import Facts
     from export.fixed_point.number_format import NumberFormat
-    from rig.cli.export.low_rank import Factored, LowRankOptions
-    from rig.cli.export.material import Sound
-    from rig.cli.export.network import Network
+    from rig.cli.models.export.low_rank import Factored, LowRankOptions
+    from rig.cli.models.export.material import Sound
+    from rig.cli.models.export.network import Network
 
 # Seconds on one core of a laptop: fixed work, per clip and way to score it, per calibration clip and rounded network.
 _FIXED_S, _SCORING_S, _CALIBRATION_S = 15.0, 0.005, 0.03

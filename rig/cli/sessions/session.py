@@ -12,7 +12,7 @@ import typer
 
 from edge.errors import ThresholdError, UsageError
 from rig.cli.console import print_json, progress, say
-from rig.cli.plan import outline_plan, print_outline
+from rig.cli.sessions.plan import outline_plan, print_outline
 
 if TYPE_CHECKING:
     from rig.report.summary import Row, Summary

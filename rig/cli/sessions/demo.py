@@ -32,8 +32,8 @@ def demo(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be run.")] = False,
 ) -> None:
     """Attack the shipped FP32 and INT8 models, on a device process, in the digital air and in a simulated room."""
-    from rig.cli.plan import outline_plan, print_outline
-    from rig.cli.session import print_summary, run_plan
+    from rig.cli.sessions.plan import outline_plan, print_outline
+    from rig.cli.sessions.session import print_summary, run_plan
     from rig.report.summary import headlines
     from rig.report.write import write_report
     from rig.session.prepare import Setup

@@ -9,7 +9,7 @@ import typer
 
 from edge.bundle.manifest import MAX_VERSION
 from rig.cli.console import progress
-from rig.cli.export import telling
+from rig.cli.models.export import telling
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Turn a network into a signed bundle.")
 
@@ -176,9 +176,9 @@ def export(
     from edge.bundle.signing import load_private_key
     from export import build, pack
     from export.fixed_point.number_format import number_format
-    from rig.cli.export.material import read_material
-    from rig.cli.export.network import ForeignOptions, LowRankOptions, read_network
-    from rig.cli.export.values import calibration_settings, check_out, share
+    from rig.cli.models.export.material import read_material
+    from rig.cli.models.export.network import ForeignOptions, LowRankOptions, read_network
+    from rig.cli.models.export.values import calibration_settings, check_out, share
 
     form = number_format(
         bits,

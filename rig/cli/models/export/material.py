@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from export.build import Material
     from firmware_models.data import Clips
     from firmware_models.progress import Progress
-    from rig.cli.export.network import Network
+    from rig.cli.models.export.network import Network
 
 
 @dataclass(frozen=True, eq=False)

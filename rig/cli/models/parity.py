@@ -11,7 +11,7 @@ import typer
 
 from edge.errors import ThresholdError, UnavailableError
 from rig.cli.console import print_json, progress, say
-from rig.cli.material import load_clips, read_bundles
+from rig.cli.models.material import load_clips, read_bundles
 
 if TYPE_CHECKING:
     from edge.bundle.reading import Bundle

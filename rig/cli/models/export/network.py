@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import UsageError
-from rig.cli.export.low_rank import Factored, LowRankOptions, factor
+from rig.cli.models.export.low_rank import Factored, LowRankOptions, factor
 
 if TYPE_CHECKING:
     from export.card import Facts
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from export.source import Source
     from firmware_models.architectures import FirmwareModel
     from firmware_models.progress import Progress
-    from rig.cli.export.material import Sound
+    from rig.cli.models.export.material import Sound
 
 __all__ = ["ForeignOptions", "LowRankOptions", "Network", "read_network"]
 

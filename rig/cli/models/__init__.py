@@ -1,0 +1,1 @@
+"""Commands about models: data, training, export, parity, profile, bundles, the zoo."""

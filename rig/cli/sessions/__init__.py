@@ -1,0 +1,1 @@
+"""Commands about sessions: plans, runs, reports, the demo."""

@@ -41,8 +41,8 @@ def computes_in(form: NumberFormat) -> str:
         )
     return (
         f"Weights are signed 8-bit {channels}, activations signed 8-bit per tensor, both symmetric, biases 32-bit "
-        "floating point: the form that TensorRT takes. onnxruntime's CPU provider multiplies 8-bit integers, too; "
-        f"processors without VNNI may saturate on the full range of the weights. {_ROUNDED_FRONT_END}"
+        "floating point: the form that TensorRT takes and computes in 8 bits. onnxruntime's CPU provider does not: "
+        f"there {_FLOAT}, slower than FP32. {_ROUNDED_FRONT_END}"
     )
 
 

@@ -188,7 +188,7 @@ def test_gradient_is_that_of_the_smooth_part_at_the_rounded_sound(kind, zero):
     assert (slope[~inside] == 0).all()
     # What follows the rounding has no rounding in it: its slope can be measured on the steps themselves.
     steps = levels.clamp(low, high) * scale
-    weight = torch.from_numpy(numpy_helper.to_array(rounding_model(kind, zero).graph.initializer[0])).double()
+    weight = torch.tensor(numpy_helper.to_array(rounding_model(kind, zero).graph.initializer[0]).astype(float))
     generator = torch.Generator().manual_seed(2)
     for _ in range(4):
         direction = torch.randn(pcm.shape, generator=generator, dtype=torch.float64) * inside

@@ -439,20 +439,12 @@ def test_a_bundle_of_it_runs_on_a_device(tmp_path, keys):
     from edge.bundle.classifier import Classifier
     from edge.bundle.reading import read_bundle
     from edge.bundle.signing import load_public_key
-    from export.pack import Identity, pack
+    from export.pack import pack
+    from export.source import Source
 
     path = exported(net(view=True), tmp_path / "c.onnx", opset=13, dynamic=True, example=torch.zeros(1, 1, 98, 40))
     found = import_foreign(path, LABELS, "logmel")
-    identity = Identity(
-        name="foreign",
-        version=1,
-        architecture="foreign",
-        labels=found.labels,
-        rate_hz=found.rate_hz,
-        window_samples=found.window_samples,
-        log_floor=found.log_floor,
-        parameters=found.parameters,
-    )
+    identity = Source.of_foreign(found).identity(name="f", version=1)
     pack(tmp_path / "f.earshot", found.graph, identity, key=keys.signer)
     bundle = read_bundle(tmp_path / "f.earshot", trusted=[load_public_key(keys.public)])
     classifier = Classifier(bundle)

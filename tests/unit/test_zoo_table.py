@@ -206,7 +206,7 @@ def test_commands_are_understood(runs, keys):
     """The command line takes every option that the table advises."""
     import typer.main
 
-    from rig.cli import export, train
+    from rig.cli.models import export, train
 
     commands = {name: typer.main.get_command(module.app) for name, module in (("export", export), ("train", train))}
     advised = {command for planned in grid() for command in planned.commands}

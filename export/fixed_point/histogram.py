@@ -52,9 +52,9 @@ class Histogram:
         rows = values.reshape(len(values), -1)
         power = np.square(rows, dtype=np.float64).mean(axis=1)
         octaves = np.rint(np.log2(np.maximum(power, _SMALLEST**2))).astype(int)
-        place = rows * np.float32(_HALF * 2.0**-self._exponent)
-        place += np.float32(_HALF)
-        index = np.minimum(place.astype(np.int32), 2 * _HALF - 1)
+        # Powers of two keep the product exact; to add the offset before rounding down would not.
+        place = np.floor(rows * np.float32(_HALF * 2.0**-self._exponent)).astype(np.int32)
+        index = np.minimum(place + _HALF, 2 * _HALF - 1)
         for octave, row in zip(octaves.tolist(), index, strict=True):
             counts = np.bincount(row, minlength=2 * _HALF)
             self._counts[octave] = self._counts[octave] + counts if octave in self._counts else counts

@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,11 @@ def write(
     return quantised
 
 
-def without_activations(model: ModelProto) -> None:
-    """Take the Q/DQ pairs on activations out again: what stays are DequantizeLinear nodes behind stored weights."""
-    pairs = _pairs(model)
-    for quantise, dequantise in pairs:
-        _bypass(model, quantise, dequantise)
+def without_activations(model: ModelProto, names: Collection[str] | None = None) -> None:
+    """Take the Q/DQ pairs on activations out again, those that share the grid of one of ``names`` or all of them."""
+    for quantise, dequantise in _pairs(model):
+        if names is None or quantise.input[1].removesuffix("_scale") in names:
+            _bypass(model, quantise, dequantise)
     _drop_unused(model)
 
 
@@ -141,6 +141,7 @@ def _quantised(
                 extra_options={
                     "QDQKeepRemovableActivations": True,
                     "QuantizeBias": form.profile == "cpu",
+                    "QDQDisableWeightAdjustForInt32Bias": form.profile != "cpu",
                     "ActivationSymmetric": symmetric(form),
                     "TensorQuantOverrides": overrides,
                 },

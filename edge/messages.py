@@ -10,12 +10,25 @@ topic                                   payload                remarks
 ``earshot/1/<device>/info``             :class:`Info`          retained
 ``earshot/1/<device>/prediction``       :class:`Prediction`    repeated until acknowledged
 ``earshot/1/<device>/level``            :class:`Level`         QoS 0
-``earshot/1/<device>/command/<verb>``   one model per verb     rig to device
+``earshot/1/<device>/health``           :class:`Health`        QoS 0, every 10 s
+``earshot/1/<device>/update``           :class:`UpdateStatus`  retained; the last update and how far it came
+``earshot/1/<device>/clock``            :class:`Clock`         QoS 0, answer to ``echo``
+``earshot/1/<device>/command/<verb>``   :class:`Envelope`      rig to device
 ``earshot/1/<device>/reply``            :class:`Reply`         answer to a command
 ======================================  =====================  ==========================================
 
-Commands: ``listen`` (:class:`Listen`) asks for one prediction on an exact window of the microphone's
-stream; ``acknowledge`` (:class:`Acknowledge`) lets the device forget a prediction it keeps.
+A command travels in an :class:`Envelope` signed by an operator's key that the device trusts. What is inside:
+
+===============  ====================  ==========================================================
+verb             body                  asks to
+===============  ====================  ==========================================================
+``listen``       :class:`Listen`       classify one exact window of the microphone's stream
+``acknowledge``  :class:`Acknowledge`  forget predictions that the rig has stored
+``echo``         :class:`Echo`         say at once what time it is, on ``clock``
+``update``       :class:`Update`       pull a bundle, try it, and run it from now on
+``rollback``     :class:`Rollback`     run the bundle of the other slot
+``rotate``       :class:`Rotate`       trust a new key instead of an old one
+===============  ====================  ==========================================================
 """
 
 from __future__ import annotations
@@ -35,7 +48,11 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Counter = Annotated[int, Field(ge=0, lt=1 << 63)]
+Slot = Literal["a", "b"]
+Role = Literal["bundle", "operator"]
+PublicKeyHex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Message(BaseModel):
@@ -62,7 +79,9 @@ class State(Message):
 class Info(Message):
     """What runs on the device: bundle, versions, microphone. Sent at start and when it changes.
 
-    ``members`` is the number of members where the model is a stochastic ensemble.
+    ``members`` is the number of members where the model is a stochastic ensemble. ``slot`` and ``confirmed`` are
+    absent where the device runs a file it was given instead of its slots; ``operators`` are the keys whose commands
+    it obeys.
     """
 
     boot_id: Identifier
@@ -77,12 +96,16 @@ class Info(Message):
     stream_id: Identifier | None = None
     providers: tuple[str, ...] = ()
     members: Annotated[int, Field(gt=0)] | None = None
+    slot: Slot | None = None
+    confirmed: bool | None = None
+    operators: tuple[Fingerprint, ...] = ()
 
 
 class Prediction(Message):
     """One inference. ``session_id``, ``trial_id`` and ``attempt`` are absent when nobody asked for it.
 
-    Asked for, it is kept and repeated until it is acknowledged; otherwise it is said once.
+    Asked for, or where ``trigger`` names the label that a continuously listening device has just recognised, it is
+    kept and repeated until it is acknowledged; otherwise it is benign: said once, and first to go where all are kept.
 
     ``sample_index`` is the first sample of the window, counted from the start of ``stream_id``;
     ``scores`` has one number per label, as the model gives them; ``pcm_sha256`` is the hash of the window
@@ -107,15 +130,97 @@ class Prediction(Message):
     pcm_sha256: Sha256
     xruns: Counter
     noise_seed: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    trigger: str | None = None
 
 
 class Level(Message):
-    """Loudness of the last second at the microphone, in dB relative to full scale."""
+    """Loudness of the last second at the microphone, in dB relative to full scale.
+
+    ``clipped_samples`` are those of that second at either end of the range; ``silent_s`` is for how long nothing but
+    digital silence has come (a muted or broken microphone).
+    """
 
     boot_id: Identifier
     rms_dbfs: float
     peak_dbfs: float
     xruns: Counter
+    clipped_samples: Counter = 0
+    silent_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Health(Message):
+    """How the device is. What the system does not tell is absent.
+
+    ``throttled`` names what holds the processor back (``under-voltage``, ``frequency-capped``, ``throttled``,
+    ``soft-temperature-limit``); latencies are of the last 1,000 windows; ``overruns`` counts blocks of sound that
+    found the queue full, ``reopened`` how often the microphone was lost and came back; ``rejected_commands`` those
+    that were malformed, unsigned, replayed or for somebody else.
+    """
+
+    boot_id: Identifier
+    uptime_s: Annotated[float, Field(ge=0)]
+    cpu_temperature_c: float | None = None
+    throttled: tuple[str, ...] | None = None
+    load_1min: float | None = None
+    memory_rss_mb: Annotated[float, Field(ge=0)] | None = None
+    memory_available_mb: Annotated[float, Field(ge=0)] | None = None
+    disk_free_mb: Annotated[float, Field(ge=0)] | None = None
+    windows: Counter = 0
+    latency_p50_ms: Annotated[float, Field(ge=0)] | None = None
+    latency_p95_ms: Annotated[float, Field(ge=0)] | None = None
+    latency_p99_ms: Annotated[float, Field(ge=0)] | None = None
+    xruns: Counter = 0
+    overruns: Counter = 0
+    reopened: Counter = 0
+    outbox_depth: Counter = 0
+    outbox_dropped: Counter = 0
+    rejected_commands: Counter = 0
+
+
+class UpdateStatus(Message):
+    """How far the last update came. ``running`` is not confirmed yet; ``reverted`` went back by itself."""
+
+    boot_id: Identifier
+    stage: Literal["downloading", "verifying", "testing", "installed", "running", "confirmed", "reverted", "failed"]
+    bundle_name: str
+    bundle_version: Counter
+    bundle_sha256: Sha256
+    slot: Slot | None = None
+    done_bytes: Counter = 0
+    total_bytes: Counter = 0
+    detail: str = ""
+
+
+class Clock(Message):
+    """The device's clocks when ``echo`` arrived and when this was sent."""
+
+    boot_id: Identifier
+    nonce: Identifier
+    received_monotonic_ns: Counter
+    received_utc_ns: Counter
+    sent_monotonic_ns: Counter
+    sent_utc_ns: Counter
+
+
+class Envelope(Message):
+    """A command under an operator's signature.
+
+    The Ed25519 ``signature`` is over :meth:`signed_bytes`: device, boot, verb, counter and body. ``boot_id`` is the
+    one that the device announced last, so that nothing recorded before a restart is obeyed after it; ``counter`` is the
+    operator's UTC clock in nanoseconds, each one used once.
+    """
+
+    boot_id: Identifier
+    verb: Name
+    operator: Fingerprint
+    counter: Counter
+    body: Annotated[str, Field(max_length=1 << 16)]
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+    def signed_bytes(self) -> bytes:
+        """What the signature is over."""
+        head = f"earshot command 1\n{self.device}\n{self.boot_id}\n{self.verb}\n{self.operator}\n{self.counter}\n"
+        return (head + self.body).encode()
 
 
 class Listen(Message):
@@ -138,6 +243,49 @@ class Acknowledge(Message):
 
     boot_id: Identifier
     seqs: Annotated[tuple[Counter, ...], Field(min_length=1, max_length=1024)]
+
+
+class Echo(Message):
+    """Say what time it is."""
+
+    nonce: Identifier
+
+
+class Update(Message):
+    """Pull the bundle from ``url``, verify and try it, run it from the other slot.
+
+    ``downgrade`` allows a version below the highest that this device has run under that name.
+    """
+
+    url: Annotated[str, Field(pattern=r"^https?://[!-~]{1,2000}$")]
+    bundle_name: Name
+    bundle_version: Annotated[int, Field(ge=1, lt=1 << 31)]
+    bundle_sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=1, lt=1 << 30)]
+    downgrade: bool = False
+
+
+class Rollback(Message):
+    """Run the bundle of the other slot, which must be this one."""
+
+    bundle_sha256: Sha256
+
+
+class Rotate(Message):
+    """Trust ``new_key`` instead of ``old_key`` for ``role``; both are 32 raw bytes in hex.
+
+    The envelope's signature is not enough: ``signature`` is the old key's own over :meth:`signed_bytes`, and names
+    no device, so that one statement serves a fleet.
+    """
+
+    role: Role
+    old_key: PublicKeyHex
+    new_key: PublicKeyHex
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+    def signed_bytes(self) -> bytes:
+        """What the old key signs."""
+        return f"earshot key rotation 1\n{self.role}\n{self.old_key}\n{self.new_key}\n".encode()
 
 
 class Reply(Message):

@@ -1,0 +1,43 @@
+"""The entry point of ``earshot-device``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import edge
+from edge.cli import doctor, run
+from edge.cli.arguments import Parser
+from edge.errors import EXIT_STOPPED, EarshotError, refused
+
+# Each has ``add(verbs)``, which registers a parser whose default ``execute`` is ``(options) -> exit code``.
+_COMMANDS = (run, doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; user errors end in one line and their exit code, bugs in a traceback."""
+    try:
+        options = _parser().parse_args(arguments)
+        code: int = options.execute(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("earshot-device: stopped by the operator\n")
+        sys.exit(EXIT_STOPPED)
+    except EarshotError as error:
+        sys.stderr.write(f"earshot-device: {' '.join(str(error).split())}\n")
+        sys.exit(error.exit_code)
+    except OSError as error:
+        told = refused(error)
+        if told is None:
+            raise
+        sys.stderr.write(f"earshot-device: {' '.join(str(told).split())}\n")
+        sys.exit(told.exit_code)
+    sys.exit(code)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="earshot-device", description="The device behind the microphone.")
+    parser.add_argument("--version", action="version", version=f"earshot-device {edge.__version__}")
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(verbs)
+    return parser

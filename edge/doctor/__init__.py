@@ -1,0 +1,1 @@
+"""What is wrong with this machine as a device, line by line."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nacl.signing import SigningKey
 from onnx import ModelProto
 from torch import Tensor
 
@@ -71,7 +71,7 @@ def build(
     *,
     name: str,
     version: int,
-    key: Ed25519PrivateKey,
+    key: SigningKey,
     material: Material,
     facts: Facts,
     form: NumberFormat | None = None,

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nacl.signing import SigningKey
 from onnx import ModelProto
 from pydantic import ValidationError
 
@@ -74,7 +74,7 @@ def pack(
     graph: ModelProto,
     identity: Identity,
     *,
-    key: Ed25519PrivateKey,
+    key: SigningKey,
     facts: Facts | None = None,
     golden: npt.NDArray[np.int16] | None = None,
 ) -> Bundle:
@@ -105,9 +105,9 @@ def pack(
     members[SIGNATURE] = signing.sign(key, members[MANIFEST])
     with _replacing(out) as unfinished:
         _write(unfinished, container.chunks(members))
-        bundle = read_bundle(unfinished, trusted=[key.public_key()])
+        bundle = read_bundle(unfinished, trusted=[key.verify_key])
         Classifier(bundle).check_golden()
-    return read_bundle(out, trusted=[key.public_key()])
+    return read_bundle(out, trusted=[key.verify_key])
 
 
 def next_version(out: Path, name: str, wanted: int | None) -> int:

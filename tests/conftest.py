@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nacl.signing import SigningKey
 
 RATE_HZ = 16_000
 WINDOW = 16_000
@@ -102,7 +102,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
     )
     private_path, public_path = signing.write_key_pair(folder / "test")
     key = signing.load_private_key(private_path)
-    assert isinstance(key, Ed25519PrivateKey)
+    assert isinstance(key, SigningKey)
     members[MANIFEST] = manifest.model_dump_json(by_alias=True).encode()
     members[SIGNATURE] = signing.sign(key, members[MANIFEST])
     path = folder / "level.earshot"
@@ -212,7 +212,7 @@ class Keys:
     public: Path
 
     @property
-    def signer(self) -> Ed25519PrivateKey:
+    def signer(self) -> SigningKey:
         from edge.bundle.signing import load_private_key
 
         return load_private_key(self.private)

@@ -31,7 +31,7 @@ from edge.bundle.onnx_wire import check_self_contained
 from edge.errors import BundleError
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from nacl.signing import VerifyKey
 
 Floats = npt.NDArray[np.float32]
 
@@ -88,14 +88,14 @@ class Claims:
     intact: bool
 
 
-def read_bundle(path: Path, *, trusted: Sequence[Ed25519PublicKey]) -> Bundle:
+def read_bundle(path: Path, *, trusted: Sequence[VerifyKey]) -> Bundle:
     """Read and verify a bundle.
 
     Raises:
         BundleError: missing, no bundle, oversized, unsigned, signed by another key, altered, or holding a model that
             is not self-contained; one line that begins with the path.
     """
-    from edge.bundle import signing  # noqa: PLC0415 - cryptography takes 8 MB; a device verifies in a child and does without
+    from edge.bundle import signing  # noqa: PLC0415 - libsodium is loaded by those who verify
 
     with _explained(path), _opened(path) as (file, size_bytes):
         entries = container.scan(file, size_bytes)

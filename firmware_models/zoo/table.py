@@ -17,7 +17,7 @@ from firmware_models.statistics import wilson
 from firmware_models.zoo.commands import ARCHITECTURES, commands_of, ranks_of
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from nacl.signing import VerifyKey
 
 SUFFIX = ".earshot"
 _PARAMETERS = re.compile(r"^\| parameters \| (?P<count>[0-9,]+) \|$", re.MULTILINE)
@@ -91,7 +91,7 @@ def find_bundles(paths: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def read_rows(paths: Sequence[Path], *, trusted: Sequence[Ed25519PublicKey]) -> list[Row]:
+def read_rows(paths: Sequence[Path], *, trusted: Sequence[VerifyKey]) -> list[Row]:
     """A row for each bundle, by architecture, rank and width; those that cannot be verified come last."""
     zoo_key = signing.fingerprint(signing.load_public_key(zoo.PUBLIC_KEY))
     rows = [_read(path, trusted, zoo_key) for path in paths]
@@ -100,7 +100,7 @@ def read_rows(paths: Sequence[Path], *, trusted: Sequence[Ed25519PublicKey]) -> 
     return sorted(rows, key=_order)
 
 
-def _read(path: Path, trusted: Sequence[Ed25519PublicKey], zoo_key: str) -> Row:
+def _read(path: Path, trusted: Sequence[VerifyKey], zoo_key: str) -> Row:
     try:
         bundle = read_bundle(path, trusted=trusted)
     except BundleError as error:

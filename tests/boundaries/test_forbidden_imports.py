@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = {
-    "torch", "onnx", "onnxscript", "scipy", "pyroomacoustics", "matplotlib", "typer", "rich", "amqtt", "pyarrow",
+    "torch", "onnx", "onnxscript", "scipy", "pyroomacoustics", "matplotlib", "typer", "rich", "amqtt", "pyarrow", "cryptography",
     "rig", "export", "firmware_models",
 }  # fmt: skip
-HEAVY = {"numpy", "onnxruntime", "pydantic", "paho", "cryptography", "soundfile", "sounddevice", "soxr"}
+HEAVY = {"numpy", "onnxruntime", "pydantic", "paho", "nacl", "soundfile", "sounddevice", "soxr"}
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "edge").rglob("*.py")
@@ -45,4 +45,4 @@ def test_help_waits_for_nothing_heavy(module: str) -> None:
 
 def test_reading_words_of_the_bench_needs_no_inference_library() -> None:
     loaded = _loaded_by("import edge.messages, edge.sound.audio_stream, edge.mqtt.broker_url, edge.bundle.reading")
-    assert not loaded & {"onnxruntime", "cryptography", "paho", "sounddevice", "soundfile"}
+    assert not loaded & {"onnxruntime", "nacl", "paho", "sounddevice", "soundfile"}

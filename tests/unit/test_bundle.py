@@ -337,13 +337,7 @@ def test_onnxruntime_is_not_even_imported_for_a_bad_bundle(forge, tmp_path):
     public = signing.write_key_pair(tmp_path / "unused")[1]
     for key in (public, tmp_path / "trusted.pub"):
         if not key.exists():
-            from cryptography.hazmat.primitives import serialization
-
-            key.write_bytes(
-                forge.trusted[0].public_bytes(
-                    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-                )
-            )
+            key.write_bytes(signing.public_pem(forge.trusted[0]))
         result = subprocess.run(
             [sys.executable, "-c", script, str(altered), str(key)], capture_output=True, text=True, check=True
         )

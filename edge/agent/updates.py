@@ -94,7 +94,7 @@ class NoUpdates:
     def observe(self, *, healthy: bool) -> None:
         """Do nothing."""
 
-    def poll(self, boot_id: str) -> list[UpdateStatus]:  # noqa: ARG002 - of the protocol
+    def poll(self, boot_id: str) -> list[UpdateStatus]:
         """Nothing, ever."""
         return []
 

@@ -22,8 +22,8 @@ class ListeningSettings(BaseModel):
     Every ``hop_ms`` one window is classified. Class probabilities are averaged over the windows that began within
     the last ``smoothing_ms`` (0: each window for itself). A label whose average reaches ``threshold`` fires once; it
     can fire again after its average was below ``release`` (absent: five eighths of the threshold), and no label fires
-    within ``refractory_ms`` of another fire. The labels of ``background`` never fire. ``keep`` says which predictions are repeated until they are
-    acknowledged: those that fired, or all.
+    within ``refractory_ms`` of another fire. The labels of ``background`` never fire. ``keep`` says which predictions
+    are repeated until they are acknowledged: those that fired, or all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -11,7 +11,7 @@ from edge.agent.limiter import Limiter
 from edge.agent.outbox import Outbox, Stored
 from edge.agent.prediction import Predictor
 from edge.agent.trials import Heard, Refused
-from edge.errors import DataError
+from edge.errors import DataError, UnavailableError
 from edge.messages import MAX_PAYLOAD_BYTES, Listen, Prediction, Reply, parse
 from edge.mqtt.link import Link
 from edge.sound.ring import Pcm16
@@ -41,7 +41,7 @@ class Answers:
         for each in heard:
             try:
                 answered.append((each, self._predict(each)))
-            except DataError as error:
+            except (DataError, UnavailableError) as error:
                 self.refuse(Refused(each.command, str(error)))
         if not answered:
             return

@@ -16,10 +16,9 @@ from edge.agent.answers import Answers
 from edge.agent.commands import Commands
 from edge.agent.outbox import Outbox
 from edge.agent.prediction import Predictor
+from edge.agent.recogniser import Model, Recogniser
 from edge.agent.reports import Reports
 from edge.agent.trials import Heard, Trials
-from edge.bundle.classifier import Classifier
-from edge.bundle.reading import Bundle
 from edge.errors import DataError, UnavailableError
 from edge.messages import Acknowledge, Listen, Reply
 from edge.mqtt.broker_url import BrokerUrl
@@ -41,8 +40,8 @@ class Device:
 
     Args:
         name: the device's name in topics.
-        bundle: the verified bundle.
-        classifier: runs the bundle's model.
+        bundle: the verified bundle, or who else recognises.
+        classifier: runs the bundle's model, or asks that other.
         microphone: delivers the bundle's sample rate.
         url: the broker.
         state_dir: existing folder for the outbox; this process alone uses it.
@@ -58,8 +57,8 @@ class Device:
         self,
         *,
         name: str,
-        bundle: Bundle,
-        classifier: Classifier,
+        bundle: Model,
+        classifier: Recogniser,
         microphone: Microphone,
         url: BrokerUrl,
         state_dir: Path,

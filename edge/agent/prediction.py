@@ -8,9 +8,8 @@ import time
 
 import numpy as np
 
-from edge.bundle.classifier import Classifier
+from edge.agent.recogniser import Model, Recogniser
 from edge.bundle.noise import fresh_seed
-from edge.bundle.reading import Bundle
 from edge.errors import DataError
 from edge.messages import Listen, Prediction
 from edge.sound.ring import Pcm16
@@ -29,8 +28,8 @@ class Predictor:
         self,
         device: str,
         boot_id: str,
-        bundle: Bundle,
-        classifier: Classifier,
+        bundle: Model,
+        classifier: Recogniser,
         *,
         publish_noise_seed: bool = False,
     ) -> None:
@@ -48,7 +47,8 @@ class Predictor:
         """Classify samples (window_samples,); the trial's ids are those of ``command``.
 
         Raises:
-            DataError: the model gave a score that is not finite.
+            DataError: the model gave a score that is not finite, or what is no answer.
+            UnavailableError: who recognises cannot be reached now.
         """
         start_ns = time.perf_counter_ns()
         seed = None if self._classifier.members is None else fresh_seed()

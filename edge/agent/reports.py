@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 import edge
-from edge.bundle.reading import Bundle
+from edge.agent.recogniser import Model
 from edge.errors import DataError
 from edge.messages import Info, Level
 from edge.mqtt.link import Link
@@ -25,7 +25,7 @@ class Reports:
         *,
         device: str,
         boot_id: str,
-        bundle: Bundle,
+        bundle: Model,
         providers: Sequence[str],
         members: int | None,
         microphone: Microphone,

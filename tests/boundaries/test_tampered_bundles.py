@@ -18,7 +18,7 @@ SMALL, FULL = 600, 10_000
 def _forgeries(tiny_bundle, count: int, folder: Path) -> dict[str, int]:
     process = subprocess.run(
         [
-            *(sys.executable, "-X", "faulthandler", str(Path(__file__).with_name("forgery_process.py"))),
+            *(sys.executable, "-W", "ignore:Duplicate name", str(Path(__file__).with_name("forgery_process.py"))),
             *(str(tiny_bundle.path), str(tiny_bundle.key), str(folder), str(count)),
         ],
         capture_output=True,

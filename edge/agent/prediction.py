@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -42,9 +43,18 @@ class Predictor:
         self._seq = 0
 
     def predict(
-        self, pcm: Pcm16, *, stream_id: str, sample_index: int, xruns: int, command: Listen | None = None
+        self,
+        pcm: Pcm16,
+        *,
+        stream_id: str,
+        sample_index: int,
+        xruns: int,
+        command: Listen | None = None,
+        trigger: Callable[[Floats], str | None] | None = None,
     ) -> Prediction:
         """Classify samples (window_samples,); the trial's ids are those of ``command``.
+
+        ``trigger`` is shown the scores (classes,) and says which label they make fire, if any.
 
         Raises:
             DataError: the model gave a score that is not finite, or what is no answer.
@@ -79,6 +89,7 @@ class Predictor:
             pcm_sha256=hashlib.sha256(pcm.astype("<i2", copy=False).tobytes()).hexdigest(),
             xruns=xruns,
             noise_seed=published,
+            trigger=None if trigger is None else trigger(scores),
         )
         self._seq += 1
         return prediction

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edge.errors import UsageError
 
+USER_VARIABLE = "EARSHOT_MQTT_USER"
 PASSWORD_VARIABLE = "EARSHOT_MQTT_PASSWORD"  # noqa: S105 - the name of a variable
 PASSWORD_FILE_VARIABLE = "EARSHOT_MQTT_PASSWORD_FILE"  # noqa: S105 - the name of a variable
 CA_FILE_VARIABLE = "EARSHOT_MQTT_CA_FILE"
@@ -61,6 +62,10 @@ class BrokerUrl(BaseModel):
         return cls(
             scheme="mqtts" if secure else "mqtt", host=host, port=port or DEFAULT_PORTS[scheme], user=user or None
         )
+
+    def user_name(self, environment: Mapping[str, str] = os.environ) -> str | None:
+        """The user of the URL, else the one in ``EARSHOT_MQTT_USER``."""
+        return self.user or environment.get(USER_VARIABLE) or None
 
     def password(self, environment: Mapping[str, str] = os.environ) -> str | None:
         """The password from ``EARSHOT_MQTT_PASSWORD`` or the file named by ``EARSHOT_MQTT_PASSWORD_FILE``.

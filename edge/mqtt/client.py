@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge.errors import UsageError
-from edge.mqtt.broker_url import CA_FILE_VARIABLE, BrokerUrl
+from edge.mqtt.broker_url import BrokerUrl
+from edge.mqtt.tls import tls_context
 
 
 def new_client(url: BrokerUrl, client_id: str = "") -> mqtt.Client:
-    """A client that is not connected yet: MQTT 3.1.1, clean session, password and CA file from the environment.
+    """A client that is not connected yet: MQTT 3.1.1, clean session; user, password and TLS from the environment.
 
     Raises:
-        UsageError: the file of the password or of the certificate authority cannot be used.
+        UsageError: a file of the password, the authority, the certificate or its key cannot be used.
     """
     client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True, protocol=mqtt.MQTTv311)
-    if url.user is not None:
-        client.username_pw_set(url.user, url.password())
+    user = url.user_name()
+    if user is not None:
+        client.username_pw_set(user, url.password())
     if url.scheme == "mqtts":
-        ca_file = url.ca_file()
-        try:
-            client.tls_set(ca_certs=None if ca_file is None else str(ca_file))
-        except (ssl.SSLError, OSError) as error:
-            raise UsageError(f"{CA_FILE_VARIABLE}={ca_file}: not a PEM file of certificates ({error})") from None
+        client.tls_set_context(tls_context(url))
     client.on_socket_open = _send_at_once
     return client
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import paho.mqtt.client as mqtt
 from edge.messages import Message, State, topic
 from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.client import new_client
+from edge.mqtt.problems import LastError, explain, explain_alert
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Link:
         # Its id is the same for every boot: a broker that still holds the connection of a device that lost its power
         # ends it now, and does not publish that one's will after this one is online.
         self._client = client = new_client(url, f"earshot-{device}")
+        self._last_error = LastError()
+        client.enable_logger(self._last_error)
         client.max_inflight_messages_set(_IN_FLIGHT)
         client.max_queued_messages_set(_QUEUED)
         client.will_set(topic(device, "state"), self._state("lost").to_json(), qos=1, retain=True)
@@ -76,8 +80,12 @@ class Link:
 
     def publish_bytes(self, payload: bytes, *parts: str, qos: int = 1, retain: bool = False) -> None:
         """Publish an encoded message below the device's topic; dropped while there is no connection."""
+        self.publish_at(topic(self._device, *parts), payload, qos=qos, retain=retain)
+
+    def publish_at(self, whole_topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        """Publish at a topic that is not the device's own; dropped while there is no connection."""
         if self.connected:
-            self._client.publish(topic(self._device, *parts), payload, qos=qos, retain=retain)
+            self._client.publish(whole_topic, payload, qos=qos, retain=retain)
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """Say ``stopped`` if the broker is there, and disconnect."""
@@ -101,7 +109,9 @@ class Link:
 
     def _connected(self, client: mqtt.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self._note_problem(f"refused: {reason}")
+            user = self.url.user_name()
+            who = "a user is missing" if user is None else f"check user {user!r} and its password"
+            self._note_problem(f"refused: {reason}: {who}")
             return
         client.subscribe(self._command_topic, qos=1)
 
@@ -119,13 +129,19 @@ class Link:
         self._on_ready()
 
     def _not_reached(self, client: mqtt.Client, userdata: Any) -> None:
-        self._note_problem("cannot be reached")
+        # paho calls this while it handles the exception, and does not hand it over.
+        error = sys.exc_info()[1]
+        self._note_problem("cannot be reached" if error is None else explain(error))
 
     def _disconnected(self, client: mqtt.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         was_connected, self.connected = self.connected, False
         if not reason.is_failure:
             return
-        if was_connected:
+        alert = self._last_error.take()
+        if alert and not was_connected:
+            # A broker judges a client's certificate only after the client holds the connection for made.
+            self._note_problem(explain_alert(alert))
+        elif was_connected:
             self._note_problem(f"connection lost ({reason})")
         else:
             self._note_problem(self.problem if self.problem.startswith("refused") else f"no session ({reason})")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from edge.agent.limiter import Limiter
 from edge.agent.prediction import Predictor
+from edge.agent.recogniser import Facts
 from edge.agent.trigger import ListeningSettings, Trigger
-from edge.bundle.manifest import Manifest
-from edge.errors import DataError
+from edge.errors import DataError, UnavailableError
 from edge.messages import Prediction
 from edge.sound.streams import Stream, Streams
 
@@ -39,7 +39,7 @@ class Listening:
         self,
         settings: ListeningSettings,
         *,
-        manifest: Manifest,
+        manifest: Facts,
         predictor: Predictor,
         streams: Streams,
         can_wait: bool,
@@ -85,7 +85,7 @@ class Listening:
                 xruns=self._streams.xruns,
                 trigger=lambda scores: self._trigger.feed(scores, index),
             )
-        except DataError as error:
+        except (DataError, UnavailableError) as error:
             if self._limiter.allow():
                 log.warning("no prediction at sample %d: %s", index, error)
             return True

@@ -11,6 +11,7 @@ import numpy as np
 
 from edge.agent.recogniser import Model, Recogniser
 from edge.bundle.noise import fresh_seed
+from edge.bundle.reading import Floats
 from edge.errors import DataError
 from edge.messages import Listen, Prediction
 from edge.sound.ring import Pcm16

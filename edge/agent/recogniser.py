@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from edge.bundle.reading import Floats
 
@@ -22,6 +22,10 @@ class Facts(Protocol):
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes, in the order of the scores."""
+
+    @property
+    def score_kind(self) -> Literal["logits", "probabilities"]:
+        """What the scores are."""
 
     @property
     def rate_hz(self) -> int:

@@ -34,6 +34,7 @@ COMMANDS = {
     "plan": ("rig.cli.sessions.plan", "Check a plan before it runs."),
     "session": ("rig.cli.sessions.session", "Run, resume and show sessions."),
     "report": ("rig.cli.sessions.report", "Write summary, results and page of finished sessions."),
+    "device": ("rig.cli.devices.device", "List, watch, update, roll back and install devices."),
     "demo": ("rig.cli.sessions.demo", "From shipped models and clips to a report, in one command."),
 }
 

@@ -1,0 +1,1 @@
+"""Commands about devices that run elsewhere, and the broker between."""

@@ -1,0 +1,72 @@
+"""This place's own facts: where the broker is, and with which keys and passwords one comes in.
+
+``station.toml`` holds paths to secrets, never a secret::
+
+    broker = "mqtts://rig@lab.local"
+    ca_file = "broker/ca.crt"
+    password_file = "broker/rig.password"
+    operator = "keys/operator.pem"
+
+Relative paths begin at the file's own folder.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edge.errors import UsageError
+from edge.mqtt.broker_url import BrokerUrl
+
+MAX_STATION_BYTES = 64 << 10
+
+
+class Station(BaseModel):
+    """What ``station.toml`` says; unknown keys are rejected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    broker: str
+    operator: Path | None = None
+    ca_file: Path | None = None
+    password_file: Path | None = None
+
+    @property
+    def url(self) -> BrokerUrl:
+        """The broker's address.
+
+        Raises:
+            UsageError: ``broker`` is none.
+        """
+        return BrokerUrl.parse(self.broker)
+
+
+def load(path: Path) -> Station:
+    """Read a station file.
+
+    Raises:
+        UsageError: it cannot be read, is no TOML, or says what no station says.
+    """
+    try:
+        if path.stat().st_size > MAX_STATION_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_STATION_BYTES} bytes, this is no station file")
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        station = Station.model_validate(document)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}: give the station file with --station, or --broker") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        keys = ", ".join(Station.model_fields)
+        raise UsageError(f"{path}: {where}: {first['msg']}: a station says {keys}") from None
+    folder = path.absolute().parent
+    places = {
+        name: folder / value
+        for name in ("operator", "ca_file", "password_file")
+        if (value := getattr(station, name)) is not None
+    }
+    return station.model_copy(update=places)

@@ -39,6 +39,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import UsageError
+from edge.validation import describe
 
 SCHEMA: Literal[1] = 1
 TOPIC_PREFIX = "earshot/1"
@@ -315,9 +316,7 @@ def parse(kind: type[M], payload: bytes | bytearray) -> M:
     try:
         return kind.model_validate_json(payload)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "payload"
-        raise UsageError(f"{kind.__name__}: {where}: {first['msg']}") from None
+        raise UsageError(f"{kind.__name__}: {describe(error, document='payload')}") from None
 
 
 def check_name(device: str) -> str:

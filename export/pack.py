@@ -41,6 +41,7 @@ from edge.bundle.onnx_wire import check_self_contained
 from edge.bundle.reading import Bundle, describe_untrusted, read_bundle
 from edge.errors import BundleError, UsageError
 from edge.messages import NAME_PATTERN
+from edge.validation import describe
 from export import card
 from export.card import Facts
 from export.fixed_point.number_format import NumberFormat
@@ -159,9 +160,7 @@ def _manifest(facts: Facts, identity: Identity, members: dict[str, bytes]) -> Ma
             earshot_version=edge.__version__,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"bundle {where} {first['input']!r}: {first['msg']}") from None
+        raise UsageError(f"bundle: {describe(error)}") from None
 
 
 def _now() -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from edge.errors import PlanError
 from edge.messages import Name
+from edge.validation import describe
 
 Metres = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Position = tuple[Metres, Metres, Metres]
@@ -231,18 +232,6 @@ def parse(document: Any, origin: str, folder: Path) -> Plan:
             "clips": plan.clips.model_copy(update={"data": _absolute(plan.clips.data, folder)}),
         }
     )
-
-
-def describe(error: ValidationError) -> str:
-    """The first fault of a pydantic error in one line: key, reason, value."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "document"
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key"
-    reason = first["msg"].removeprefix("Value error, ")
-    value = first["input"]
-    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
-    return f"{where}: {reason}{shown}"
 
 
 def list_conditions(plan: Plan, bundles: list[str], air: str) -> list[Condition]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edge.errors import UsageError
 from edge.mqtt.broker_url import BrokerUrl
+from edge.validation import describe
 
 MAX_STATION_BYTES = 64 << 10
 
@@ -59,10 +60,8 @@ def load(path: Path) -> Station:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         keys = ", ".join(Station.model_fields)
-        raise UsageError(f"{path}: {where}: {first['msg']}: a station says {keys}") from None
+        raise UsageError(f"{path}: {describe(error)}: a station says {keys}") from None
     folder = path.absolute().parent
     places = {
         name: folder / value

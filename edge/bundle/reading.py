@@ -29,6 +29,7 @@ from edge.bundle import container
 from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MEMBER_LIMITS_BYTES, MODEL, SIGNATURE, Manifest
 from edge.bundle.onnx_wire import check_self_contained
 from edge.errors import BundleError
+from edge.validation import describe
 
 if TYPE_CHECKING:
     from nacl.signing import VerifyKey
@@ -183,9 +184,7 @@ def _parse_manifest(data: bytes) -> Manifest:
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "content"
-        raise BundleError(f"manifest.json: {where}: {first['msg']}") from None
+        raise BundleError(f"manifest.json: {describe(error, document='content')}") from None
 
 
 def _read_members(file: BufferedReader, entries: Mapping[str, container.Entry], manifest: Manifest) -> dict[str, bytes]:

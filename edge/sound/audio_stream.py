@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import DataError
 from edge.messages import Identifier
+from edge.validation import describe
 
 HEADER_LIMIT_BYTES = 512
 BYTES_PER_SAMPLE = 2
@@ -51,6 +52,4 @@ class AudioHeader(BaseModel):
         try:
             return cls.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "line"
-            raise DataError(f"audio header: {where}: {first['msg']}") from None
+            raise DataError(f"audio header: {describe(error, document='line')}") from None

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from edge.errors import UsageError
+from edge.validation import describe
 from firmware_models.architectures.base import FirmwareModel
 from firmware_models.architectures.ds_cnn import DsCnn
 from firmware_models.architectures.ete import Ete
@@ -72,9 +73,7 @@ def build(
     try:
         checked = kind.Settings(**settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"architecture {name}: {where}: {first['msg']}") from None
+        raise UsageError(f"architecture {name}: {describe(error)}") from None
     if origin(kind) is not None:
         return construct(kind, checked, labels=tuple(labels), window_samples=window_samples, rate_hz=rate_hz)
     # A frame of the front end is 400 samples, and each layer makes less of them.

@@ -1,8 +1,8 @@
 # ruff: noqa: PLC0415 - the imports are what is timed
 """Start cold as a device does, in a process that has nothing but ``edge``: a script, not a module to import.
 
-``starting_process.py BUNDLE BEGAN_NS KEY...`` imports, reads and verifies the bundle (in a child, as the agent does),
-loads it and scores one window. It prints as JSON what each step took since BEGAN_NS (monotonic clock, when the process
+``starting_process.py BUNDLE BEGAN_NS KEY...`` imports, reads and verifies the bundle, loads it and scores
+one window. It prints as JSON what each step took since BEGAN_NS (monotonic clock, when the process
 was started) and the memory that it holds then.
 """
 
@@ -19,17 +19,12 @@ def main(bundle: str, began_ns: int, keys: list[str]) -> None:
     """Do what the module says; the arguments come from this project."""
     from pathlib import Path
 
-    from edge.bundle.apart import apart
     from edge.bundle.classifier import Classifier
-    from edge.bundle.reading import Bundle, read_bundle
-
-    def verified() -> Bundle:
-        from edge.bundle.signing import load_public_key
-
-        return read_bundle(Path(bundle), trusted=[load_public_key(Path(key)) for key in keys])
+    from edge.bundle.reading import read_bundle
+    from edge.bundle.signing import load_public_key
 
     imported_ns = time.monotonic_ns()
-    found = apart(verified)
+    found = read_bundle(Path(bundle), trusted=[load_public_key(Path(key)) for key in keys])
     verified_ns = time.monotonic_ns()
     classifier = Classifier(found)
     window = found.golden_pcm[:1]

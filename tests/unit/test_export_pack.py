@@ -106,7 +106,7 @@ def test_folder_that_is_missing(tmp_path, lms_graphs, identity, keys):
 
 def test_name_that_cannot_be(tmp_path, lms_graphs, random_lms, keys):
     identity = Source.of_model(random_lms).identity(name="Not A Name", version=1)
-    with pytest.raises(UsageError, match="bundle name 'Not A Name'"):
+    with pytest.raises(UsageError, match="bundle: name: .*got 'Not A Name'"):
         pack(tmp_path / "a.earshot", lms_graphs[32], identity, key=keys.signer)
 
 

@@ -160,3 +160,158 @@ for seq in range(100_000):
     process.wait()
     last = int(said[-1]) if said else last
     assert len(Outbox(tmp_path / "o")) >= last + 1
+
+
+def _asked(seq: int, **more: object) -> Prediction:
+    return _prediction(seq, trial_id=f"t{seq}").model_copy(update=more)
+
+
+def test_benign_predictions_give_way_first_and_kinds_are_counted_over_restarts(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "o", limit_rows=4)
+    outbox.store([_asked(0), _prediction(1), _prediction(2).model_copy(update={"trigger": "yes"}), _prediction(3)])
+    outbox.store([_asked(4), _asked(5), _asked(6)])
+    assert _seqs(outbox.due(everything=True)) == [2, 4, 5, 6]
+    assert (outbox.dropped_benign, outbox.dropped_others, outbox.dropped) == (2, 1, 3)
+    (published,) = outbox.store([_prediction(7)])
+    assert parse(Prediction, published.payload).seq == 7, "it is said once all the same"
+    assert _seqs(outbox.due(everything=True)) == [2, 4, 5, 6]
+    outbox.close()
+    again = Outbox(tmp_path / "o", limit_rows=4)
+    assert (again.dropped_benign, again.dropped_others) == (3, 1)
+
+
+def test_bytes_are_a_limit_too(tmp_path: Path) -> None:
+    size = len(_asked(10).to_json())
+    outbox = Outbox(tmp_path / "o", limit_bytes=5 * size + size // 2)
+    for seq in range(10, 30):
+        outbox.store([_asked(seq)])
+    assert _seqs(outbox.due(everything=True)) == [25, 26, 27, 28, 29]
+    outbox.store([_asked(30, scores=(0.25,) * (size // 2))])
+    assert len(outbox) < 5
+    outbox.close()
+    again = Outbox(tmp_path / "o", limit_bytes=3 * size)
+    again.store([_asked(31)])
+    assert _seqs(again.due(everything=True))[-1] == 31
+    assert len(again) <= 3
+
+
+def test_a_batch_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REPEAT_BYTES", 3 * len(_asked(10).to_json()) + 10)
+    outbox = Outbox(tmp_path / "o")
+    outbox.store([_asked(seq) for seq in range(10, 15)])
+    assert _seqs(outbox.due(everything=True)) == [10, 11, 12]
+    outbox.acknowledge([("boot", seq) for seq in (10, 11, 12)])
+    assert len(outbox) == 2
+
+
+def test_a_file_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "o")
+    database.executescript(
+        "CREATE TABLE outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, boot_id TEXT NOT NULL, seq INTEGER NOT NULL,"
+        " session_id TEXT, trial_id TEXT, attempt INTEGER, payload BLOB NOT NULL, UNIQUE (boot_id, seq)) STRICT;"
+    )
+    kept = _asked(3)
+    database.execute(
+        "INSERT INTO outbox (boot_id, seq, session_id, trial_id, attempt, payload) VALUES ('boot', 3, 's', 't3', 0, ?)",
+        (kept.to_json(),),
+    )
+    database.commit()
+    database.close()
+    outbox = Outbox(tmp_path / "o")
+    outbox.store([_prediction(4)])
+    assert _seqs(outbox.due(everything=True)) == [3, 4]
+
+
+def test_a_payload_that_the_disk_changed_is_dropped_not_repeated_for_ever(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "o")
+    outbox.store([_asked(seq) for seq in range(3)])
+    outbox.close()
+    database = sqlite3.connect(tmp_path / "o")
+    database.execute("UPDATE outbox SET payload = CAST(replace(payload, 'yes', 'yas') AS BLOB) WHERE seq = 1")
+    database.commit()
+    database.close()
+    again = Outbox(tmp_path / "o")
+    assert _seqs(again.due(everything=True)) == [0, 2]
+    assert (len(again), again.dropped_others) == (2, 1)
+
+
+def test_a_file_that_breaks_while_it_is_used_is_replaced_and_salvaged(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "o")
+    outbox.store([_asked(seq) for seq in range(2000)])
+    outbox._file._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray((tmp_path / "o").read_bytes())
+    for page in range(60, 64):
+        content[page * 4096 : (page + 1) * 4096] = os.urandom(4096)
+    with (tmp_path / "o").open("r+b") as file:
+        file.write(content)
+    outbox._file._database.execute("PRAGMA cache_size = 0")
+    seen: set[int] = set()
+    for _ in range(30):
+        batch = _seqs(outbox.due(everything=False)) or _seqs(outbox.due(everything=True))
+        seen |= set(batch)
+        outbox.acknowledge([("boot", seq) for seq in batch])
+    assert outbox.set_aside is not None
+    assert len(outbox) == 0
+    assert len(seen) > 1900
+    assert 0 < outbox.dropped_others <= 2000
+    outbox.store([_asked(5000)])
+    assert _seqs(outbox.due(everything=True)) == [5000]
+
+
+_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from edge.agent.outbox import Outbox
+from edge.messages import Prediction, parse
+
+def prediction(seq):
+    return Prediction(device="d", boot_id="boot", seq=seq, session_id="s", trial_id=f"t{seq}", attempt=0, stream_id="x",
+        sample_index=0, t_monotonic_ns=0, t_utc_ns=0, label="yes", scores=(0.5,) * 200, latency_ms=1.0,
+        bundle_sha256="0" * 64, pcm_sha256="0" * 64, xruns=0)
+
+outbox = Outbox(Path(sys.argv[1]))
+outbox.store([prediction(seq) for seq in range(20)])
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+for seq in range(20, 40):
+    assert len(outbox.store([prediction(seq)])) == 1
+assert outbox.problem and len(outbox) == 40 and outbox.dropped == 0, (outbox.problem, len(outbox))
+assert outbox.find("s", "t30", 0) is not None and outbox.find("s", "t3", 0) is not None
+assert outbox.acknowledge([("boot", 5), ("boot", 25)]) == 2
+due = [parse(Prediction, row.payload).seq for row in outbox.due(everything=True)]
+assert sorted(due) == [seq for seq in range(40) if seq not in (5, 25)], due
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+outbox._retry_s = 0
+outbox.due()
+assert not outbox.problem and len(outbox) == 38, (outbox.problem, len(outbox))
+outbox.close()
+again = Outbox(Path(sys.argv[1]))
+print(sorted(parse(Prediction, row.payload).seq for row in again.due(everything=True)))
+"""
+
+
+def test_a_disk_that_takes_nothing_costs_nothing(tmp_path: Path) -> None:
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", _FULL_DISK, str(tmp_path / "o"), root]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == str([seq for seq in range(40) if seq not in {5, 25}]).split()
+
+
+def test_memory_is_bounded_while_the_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge.agent import overflow
+
+    monkeypatch.setattr(overflow, "LIMIT_ROWS", 3)
+    outbox = Outbox(tmp_path / "o")
+    outbox._file._database.execute("PRAGMA max_page_count = 1")
+    outbox._file._database.execute("PRAGMA query_only = 1")
+    outbox.store([_asked(0), _prediction(1), _asked(2), _asked(3), _asked(4)])
+    assert _seqs(outbox.due(everything=True)) == [4, 3, 2]
+    assert (outbox.dropped_benign, outbox.dropped_others) == (1, 1)
+    outbox._file._database.execute("PRAGMA query_only = 0")
+    outbox._retry_s = 0
+    outbox.due()
+    outbox.close()
+    again = Outbox(tmp_path / "o")
+    assert (again.dropped_benign, again.dropped_others, len(again)) == (1, 1, 3)

@@ -31,7 +31,7 @@ class Answers:
         self._streams = streams
         self._outbox = outbox
         self._link = link
-        self._dropped = 0
+        self._dropped = outbox.dropped
         self._disk_limiter = Limiter(per_second=0.2, burst=1)
         self._refusal_limiter = Limiter(per_second=2, burst=20)
 

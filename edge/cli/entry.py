@@ -17,7 +17,7 @@ _COMMANDS = (run, doctor)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; user errors end in one line and their exit code, bugs in a traceback."""
     try:
-        options = _parser().parse_args(arguments)
+        options = parser().parse_args(arguments)
         code: int = options.execute(options)
     except KeyboardInterrupt:
         sys.stderr.write("earshot-device: stopped by the operator\n")
@@ -34,10 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="earshot-device", description="The device behind the microphone.")
-    parser.add_argument("--version", action="version", version=f"earshot-device {edge.__version__}")
-    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> Parser:
+    """Every command and option."""
+    root = Parser(prog="earshot-device", description="The device behind the microphone.")
+    root.add_argument("--version", action="version", version=f"earshot-device {edge.__version__}")
+    verbs = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add(verbs)
-    return parser
+    return root

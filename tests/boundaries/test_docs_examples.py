@@ -17,7 +17,7 @@ import pytest
 import typer.main
 from typer._click.exceptions import ClickException
 
-from edge import cli as device_cli
+from edge.cli import entry as device_cli
 from edge.errors import UsageError
 from rig.cli.main import COMMANDS
 
@@ -121,7 +121,7 @@ def _check_arguments(path: str, command: Any, words: list[str]) -> None:
 
 def _check_device(words: list[str]) -> None:
     try:
-        device_cli._parser().parse_args(words)
+        device_cli.parser().parse_args(words)
     except UsageError as error:
         raise _WrongError(f"earshot-device: {error}") from None
     except SystemExit:  # --help and --version
@@ -157,7 +157,7 @@ def test_every_command_shown_can_be_typed(document: Path, capsys: pytest.Capture
         ("earshot demo recordings", "no further argument"),
         ("earshot plan check", "needs"),
         ("OMP_NUM_THREADS=1 earshot demo --json | earshot demo --nonsense > out.json", "--nonsense"),
-        ("earshot-device run --bundle lms.earshot", "--trust"),
+        ("earshot-device run --threads many", "--threads"),
         ("earshot-device doctor --bundel lms.earshot", "--bund"),
         ("make coffee", "no target 'coffee'"),
     ],

@@ -54,7 +54,7 @@ def test_wrong_input_is_one_line_and_its_code(tiny_bundle: Any, tmp_path: Path) 
     }  # fmt: skip
     (tmp_path / "file").write_text("")
     wrong: list[tuple[str, str, int, str]] = [
-        ("--connect-timeout", "0.5", 4, "broker mqtt://127.0.0.1:1: cannot be reached"),
+        ("--connect-timeout", "0.5", 4, "broker mqtt://127.0.0.1:1: nobody listens there"),
         ("--bundle", str(altered), 2, "altered"),
         ("--bundle", str(tmp_path / "absent.earshot"), 2, "absent.earshot"),
         ("--trust", str(tmp_path / "absent.pub"), 2, "absent.pub"),
@@ -64,7 +64,9 @@ def test_wrong_input_is_one_line_and_its_code(tiny_bundle: Any, tmp_path: Path) 
         ("--microphone", "file:/absent.wav", 2, "/absent.wav"),
         ("--threads", "0", 2, "--threads 0"),
         ("--threads", "many", 2, "--threads"),
-        ("--listen-continuously", "1", 2, "milliseconds"),
+        ("--hop", "1", 2, "--hop 1.0: input should be greater than or equal to 10"),
+        ("--release", "0.9", 2, "not below the threshold of 0.8"),
+        ("--operator", str(tmp_path / "absent.pub"), 2, "absent.pub"),
         ("--connect-timeout", "-1", 2, "--connect-timeout"),
         ("--state-dir", str(tmp_path / "file"), 4, "--state-dir"),
         ("--no-such-option", "x", 2, "--help"),

@@ -209,6 +209,12 @@ class Journal:
         """What was stored about the session as a whole."""
         return {key: json.loads(value) for key, value in self._database.execute("SELECT key, value FROM meta")}
 
+    def settle(self, key: str, value: Any) -> Any:
+        """Store a fact about the session once; returns what is stored, which the first caller said."""
+        with _telling(self._folder), self._database as database:
+            database.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+        return self.meta()[key]
+
     def attempts(self) -> Iterator[Attempt]:
         """Every attempt, valid or not, by trial and attempt number."""
         query = "SELECT trial_id, attempt, outcome, reason, label, snr_db, linf, prediction FROM attempts ORDER BY 1, 2"

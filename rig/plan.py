@@ -25,6 +25,8 @@ Eps = Annotated[float, Field(gt=0, le=1)]
 WALL_MARGIN_M = 0.1
 MAX_TRIALS = 1_000_000
 GRADIENT_ATTACKS = ("fgsm", "pgd")
+# What a foreign recogniser says when it recognised none of its words.
+BACKGROUND = "_background_"
 
 
 class _Loader(yaml.SafeLoader):
@@ -103,6 +105,28 @@ class AttackChoice(_Frozen):
         return f"pgd-{self.steps}" if self.name == "pgd" else self.name
 
 
+class ForeignRecogniser(_Frozen):
+    """What is tested instead of the plan's bundles: an assistant behind a bridge. The attacks are made on the bundles.
+
+    ``name`` is the ``bundle_name`` that the bridge reports. ``hears`` says as what a clip's label, and an attack's
+    target, must be heard; every label that it does not name must not be heard as anything.
+    """
+
+    name: Name
+    hears: Annotated[dict[str, str], Field(min_length=1, max_length=1000)]
+
+    @field_validator("hears")
+    @classmethod
+    def _are_words(cls, values: dict[str, str]) -> dict[str, str]:
+        if BACKGROUND in values.values():
+            raise ValueError(f"leave out the labels that are {BACKGROUND}")
+        return values
+
+    def heard(self, label: str) -> str:
+        """As what a label must be heard."""
+        return self.hears.get(label, BACKGROUND)
+
+
 class Room(_Frozen):
     """A shoebox: ``size_m`` is width, depth, height; ``rt60_s`` the reverberation time wanted.
 
@@ -151,12 +175,17 @@ class Plan(_Frozen):
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     bundles: Annotated[tuple[str, ...], Field(min_length=1)]
     trust: tuple[str, ...] = ("zoo",)
+    recogniser: ForeignRecogniser | None = None
     clips: ClipChoice = ClipChoice()
     attacks: Annotated[tuple[AttackChoice, ...], Field(min_length=1)]
     delays_ms: Annotated[tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], Field(min_length=1)] = (0.0,)
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     room: Room | None = None
+
+    def heard(self, label: str) -> str:
+        """As what the model under test must hear a label: as itself, unless a stranger is tested."""
+        return label if self.recogniser is None else self.recogniser.heard(label)
 
     @field_validator("delays_ms", "bundles")
     @classmethod
@@ -243,26 +272,33 @@ def list_conditions(plan: Plan, bundles: list[str], air: str) -> list[Condition]
         air: in the digital air positions mean nothing and do not multiply the cells.
 
     Raises:
-        PlanError: the air needs a room the plan lacks, or an attack is crafted on a bundle the plan lacks.
+        PlanError: the air needs a room the plan lacks, or an attack is crafted on a bundle the plan lacks, or a foreign
+            recogniser has the name of a bundle.
     """
     if air == "room" and plan.room is None:
         raise PlanError(f"plan {plan.name}: the room air needs 'room' with size_m, rt60_s and positions")
     for attack in plan.attacks:
         if attack.on is not None and attack.on not in bundles:
             raise PlanError(f"plan {plan.name}: attacks.on: {attack.on!r} is not one of {', '.join(bundles)}")
+    tested = bundles if plan.recogniser is None else [plan.recogniser.name]
+    if plan.recogniser is not None and plan.recogniser.name in bundles:
+        raise PlanError(f"plan {plan.name}: recogniser.name: {plan.recogniser.name!r} is one of the bundles")
     placed = plan.room if air == "room" else None
     devices = list(placed.devices_m) if placed else [None]
     attackers = list(placed.attackers_m) if placed else [None]
     cells: list[Condition] = []
-    for bundle, device, attack in product(bundles, devices, plan.attacks):
+    for bundle, device, attack in product(tested, devices, plan.attacks):
         if attack.name == "benign":
             cells.append(Condition(bundle=bundle, attack=attack.title, device_position=device))
             continue
-        for eps, attacker, delay_ms in product(attack.eps, attackers, plan.delays_ms):
+        # A stranger has no gradient to follow: its attacks come from every bundle of the plan.
+        own = [bundle] if plan.recogniser is None else bundles
+        followed = ([attack.on] if attack.on else own) if attack.name in GRADIENT_ATTACKS else [None]
+        for on, eps, attacker, delay_ms in product(followed, attack.eps, attackers, plan.delays_ms):
             cell = Condition(
                 bundle=bundle,
                 attack=attack.title,
-                on=(attack.on or bundle) if attack.name in GRADIENT_ATTACKS else None,
+                on=on,
                 eps=eps,
                 steps={"fgsm": 1, "pgd": attack.steps}.get(attack.name, 0),
                 target=attack.target,

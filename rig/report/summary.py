@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from edge.errors import PlanError
 from firmware_models.statistics import wilson
 from rig.journal import Attempt, Journal
-from rig.plan import Condition
+from rig.plan import Condition, ForeignRecogniser
 
 # What an attack is compared with: noise of its budget.
 CONTROL = "random-sign"
@@ -33,7 +33,7 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     bundle: str
-    bits: int
+    bits: int | None
     log_floor: float | None
     air: str
     attack: str
@@ -94,6 +94,7 @@ class TrialRecord:
     trial_id: str
     clip: str
     label: str
+    expected: str
     attempt: Attempt
 
 
@@ -102,6 +103,7 @@ def read_attempts(folder: Path) -> list[TrialRecord]:
     with Journal(folder, read_only=True) as journal:
         meta, cells, clips = journal.meta(), journal.conditions(), journal.clips()
         trials = {trial.trial_id: trial for trial in journal.trials()}
+        expected = {clip.label: _expected(meta, clip.label) or clip.label for clip in clips}
         return [
             TrialRecord(
                 session_id=meta["session_id"],
@@ -110,6 +112,7 @@ def read_attempts(folder: Path) -> list[TrialRecord]:
                 trial_id=attempt.trial_id,
                 clip=clips[trials[attempt.trial_id].clip].path,
                 label=clips[trials[attempt.trial_id].clip].label,
+                expected=expected[clips[trials[attempt.trial_id].clip].label],
                 attempt=attempt,
             )
             for attempt in journal.attempts()
@@ -177,16 +180,17 @@ def _circumstances(row: Row) -> tuple[object, ...]:
 
 def _row(cell: Condition, records: list[TrialRecord], planned: int, meta: dict[str, Any]) -> Row:
     valid = [record for record in records if record.attempt.outcome == "valid"]
-    errors = sum(record.attempt.label != record.label for record in valid)
+    errors = sum(record.attempt.label != record.expected for record in valid)
     rate = wilson(errors, len(valid))
-    hits = sum(record.attempt.label == cell.target for record in valid)
+    hits = sum(record.attempt.label == _expected(meta, cell.target) for record in valid)
     levels = [record.attempt.snr_db for record in valid if record.attempt.snr_db is not None]
     latencies = [record.attempt.prediction.latency_ms for record in valid if record.attempt.prediction]
-    facts = meta["bundles"][cell.bundle]
+    # Of a foreign recogniser nothing is known but its name.
+    facts = meta["bundles"].get(cell.bundle, {})
     return Row(
         bundle=cell.bundle,
-        bits=facts["bits"],
-        log_floor=facts["log_floor"],
+        bits=facts.get("bits"),
+        log_floor=facts.get("log_floor"),
         air=meta["air"],
         attack=cell.attack,
         crafted_on=cell.on,
@@ -209,6 +213,14 @@ def _row(cell: Condition, records: list[TrialRecord], planned: int, meta: dict[s
         targeted_success=hits / len(valid) if cell.target and valid else None,
         latency_ms=round(fmean(latencies), 3) if latencies else None,
     )
+
+
+def _expected(meta: dict[str, Any], label: str | None) -> str | None:
+    """As what a label must be heard in this session."""
+    recogniser = meta.get("recogniser")
+    if recogniser is None or label is None:
+        return label
+    return ForeignRecogniser.model_validate(recogniser).heard(label)
 
 
 def _excluded(records: list[TrialRecord], air: str) -> list[Excluded]:

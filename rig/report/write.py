@@ -60,6 +60,7 @@ def _write_results(records: list[TrialRecord], path: Path) -> None:
             "trial_id": record.trial_id,
             "clip": record.clip,
             "true_label": record.label,
+            "expected_label": record.expected,
             **{
                 field.name: getattr(record.attempt, field.name)
                 for field in dataclasses.fields(record.attempt)

@@ -17,7 +17,7 @@ from rig.airs import Air, Rendering, open_air
 from rig.clips import Clip
 from rig.craft import Crafter
 from rig.journal import Trial
-from rig.plan import Condition, Plan, list_conditions
+from rig.plan import ClipChoice, Condition, Plan, list_conditions
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,12 @@ class Material:
     conditions: Sequence[Condition]
     air: Air
     crafter: Crafter
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """The names of what is tested: the bundles, or a foreign recogniser."""
+        recogniser = self.plan.recogniser
+        return tuple(self.bundles) if recogniser is None else (recogniser.name,)
 
     @property
     def rate_hz(self) -> int:
@@ -71,8 +77,9 @@ def load(plan: Plan, air: str, *, progress: Progress = silent) -> Material:
     conditions = list_conditions(plan, list(bundles), air)
     if first.rate_hz != RATE_HZ:
         raise PlanError(f"plan {plan.name}: the models hear {first.rate_hz} Hz, data sets are read at {RATE_HZ} Hz")
+    _check_heard(plan, first.labels)
     clips = clip_choice.choose(
-        plan.clips, first.labels, seed=plan.seed, window_samples=first.window_samples, progress=progress
+        _spoken(plan), first.labels, seed=plan.seed, window_samples=first.window_samples, progress=progress
     )
     return Material(
         plan=plan,
@@ -99,6 +106,19 @@ def _check_alike(plan: Plan, bundles: Mapping[str, Bundle]) -> None:
                 raise PlanError(
                     f"plan {plan.name}: bundles {first.name} and {other.name} differ in {fact}, give each its own plan"
                 )
+
+
+def _spoken(plan: Plan) -> ClipChoice:
+    """The plan's clips; for a foreign recogniser those of its words, unless the plan says otherwise."""
+    if plan.recogniser is None or plan.clips.labels:
+        return plan.clips
+    return plan.clips.model_copy(update={"labels": tuple(plan.recogniser.hears)})
+
+
+def _check_heard(plan: Plan, labels: tuple[str, ...]) -> None:
+    for label in plan.recogniser.hears if plan.recogniser else ():
+        if label not in labels:
+            raise PlanError(f"plan {plan.name}: recogniser.hears: {label!r} is unknown, allowed: {', '.join(labels)}")
 
 
 def _check_targets(plan: Plan, labels: tuple[str, ...]) -> None:

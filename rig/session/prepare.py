@@ -62,7 +62,7 @@ def order(material: Material, plan: Plan) -> list[Trial]:
         (condition, clip, repeat)
         for condition, cell in enumerate(material.conditions)
         for clip, sound in enumerate(material.clips)
-        if sound.label != cell.target
+        if cell.target is None or plan.heard(sound.label) != plan.heard(cell.target)
         for repeat in range(plan.repeats if material.air.is_random else 1)
     ]
     if not 0 < len(cells) <= MAX_TRIALS:
@@ -101,6 +101,7 @@ def create(folder: Path, material: Material, setup: Setup, command: Sequence[str
         "air": material.air.name,
         "air_facts": material.air.facts(),
         "clips": {"data": plan.clips.data, "split": plan.clips.split, "found": len(material.clips)},
+        "recogniser": plan.recogniser.model_dump(mode="json") if plan.recogniser else None,
         "setup": asdict(setup),
         "command": list(command),
         "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -18,6 +18,7 @@ from firmware_models.progress import Progress, silent
 from rig.airs.protocol import Rendering
 from rig.devices.events import BrokerChanged, Event, ProcessEnded, Received
 from rig.journal import Attempt, Journal, Outcome, Trial
+from rig.session import foreign
 from rig.session.material import Material
 from rig.session.prepare import Setup
 from rig.session.samples import Samples
@@ -63,6 +64,9 @@ class _Runner:
         for trial in self._trials.values():
             if trial.trial_id not in self._concluded:
                 self._open[by_bundle[material.conditions[trial.condition].bundle]].append(trial)
+        foreign_one = material.plan.recogniser is not None
+        self._max_in_flight = foreign.MAX_IN_FLIGHT if foreign_one else MAX_IN_FLIGHT
+        self._prediction_timeout_s = foreign.PREDICTION_TIMEOUT_S if foreign_one else PREDICTION_TIMEOUT_S
         self._finished: list[Attempt] = []
         self._acknowledge: dict[tuple[str, str], list[int]] = {}
         self._broker_lost_at: float | None = None
@@ -83,7 +87,7 @@ class _Runner:
         if not device.is_ready or self._broker_lost_at is not None:
             return
         flying = sum(flight.listen.device == device.name for flight in self._flights.values())
-        while waiting and flying < MAX_IN_FLIGHT:
+        while waiting and flying < self._max_in_flight:
             trial = waiting.popleft()
             if trial.trial_id in self._concluded:
                 continue
@@ -116,7 +120,7 @@ class _Runner:
             rendering,
             listen,
             self._heard_hash(rendering),
-            time.monotonic() + PREDICTION_TIMEOUT_S,
+            time.monotonic() + self._prediction_timeout_s,
         )
         self._stage.link.send("listen", listen)
         return True
@@ -163,7 +167,7 @@ class _Runner:
                 flight.rendering,
                 flight.listen,
                 flight.pcm_sha256,
-                time.monotonic() + PREDICTION_TIMEOUT_S,
+                time.monotonic() + self._prediction_timeout_s,
             )
             self._stage.link.send("listen", flight.listen)
 
@@ -188,7 +192,7 @@ class _Runner:
         # A prediction from before a restart has no flight, but the trial still sounds the same.
         rendering = flight.rendering if flight else self._material.render(trial)
         expected = flight.pcm_sha256 if flight else self._heard_hash(rendering)
-        fault = self._fault(prediction, trial, expected)
+        fault = self._fault(prediction, expected)
         if flight is not None:
             del self._flights[trial.trial_id]
         if fault is not None:
@@ -196,11 +200,12 @@ class _Runner:
             return
         self._conclude(trial, "valid", rendering, prediction=prediction)
 
-    def _fault(self, prediction: Prediction, trial: Trial, pcm_sha256: str) -> str | None:
-        bundle = self._material.bundles[self._material.conditions[trial.condition].bundle]
-        if prediction.bundle_sha256 != bundle.sha256:
-            return f"predicted by bundle {prediction.bundle_sha256[:12]}, not {bundle.sha256[:12]}"
-        labels = bundle.manifest.labels
+    def _fault(self, prediction: Prediction, pcm_sha256: str) -> str | None:
+        model = self._stage.devices[prediction.device].model
+        if model is None or prediction.bundle_sha256 != model.sha256:
+            wanted = "what the plan tests" if model is None else model.sha256[:12]
+            return f"predicted by bundle {prediction.bundle_sha256[:12]}, not {wanted}"
+        labels = model.labels
         if len(prediction.scores) != len(labels) or prediction.label != labels[int(np.argmax(prediction.scores))]:
             return "label and scores do not belong together"
         if prediction.pcm_sha256 != pcm_sha256:
@@ -237,7 +242,7 @@ class _Runner:
                 )
         for flight in [flight for flight in self._flights.values() if flight.deadline < now]:
             del self._flights[flight.trial.trial_id]
-            reason = f"no prediction within {PREDICTION_TIMEOUT_S:.0f} s"
+            reason = f"no prediction within {self._prediction_timeout_s:.0f} s"
             self._fail(flight.trial, flight.listen.device, flight.rendering, reason)
 
     def _fail(self, trial: Trial, device: str, rendering: Rendering, reason: str) -> None:
@@ -332,6 +337,7 @@ def resume(
         samples = Samples(folder, material, journal.trials())
         # The stage first: a dead broker is told in a second, not after minutes of crafting.
         with Stage(material, setup or Setup(**meta["setup"]), folder) as stage:
+            foreign.hold(folder, journal, stage.devices.values())
             material.crafter.prepare(material.conditions, progress=crafting)
             _Runner(material, journal, stage, samples, playing).run()
 
@@ -344,8 +350,9 @@ def _check_unchanged(folder: Path, journal: Journal, material: Material) -> None
             raise PlanError(f"session {folder}: bundle {name} changed since the session began, start a new session")
     if journal.clips() != [clip.record for clip in material.clips]:
         raise PlanError(f"session {folder}: the clips changed since the session began, start a new session")
-    # Neither stands in a condition, and both decide how a trial sounds.
+    # None of them stands in a condition, and they decide how a trial sounds and what is right.
     room = material.plan.room.model_dump(mode="json") if material.plan.room else None
-    same = (meta["seed"], meta["room"]) == (material.plan.seed, room)
+    recogniser = material.plan.recogniser.model_dump(mode="json") if material.plan.recogniser else None
+    same = (meta["seed"], meta["room"], meta.get("recogniser")) == (material.plan.seed, room, recogniser)
     if not same or journal.conditions() != list(material.conditions):
         raise PlanError(f"session {folder}: {folder / 'plan.yaml'} changed since the session began, undo the change")

@@ -18,6 +18,8 @@ from rig.devices.audio_server import AudioServer
 from rig.devices.events import Event, Events, ProcessEnded, Received, StreamChanged
 from rig.devices.link import Link
 from rig.devices.local import LocalDevice
+from rig.session import foreign
+from rig.session.foreign import ModelIdentity
 from rig.session.material import Material, bundle_path
 from rig.session.prepare import Setup
 
@@ -28,7 +30,10 @@ RESTART_PAUSE_S = 0.2
 
 @dataclass
 class StagedDevice:
-    """One device of the session: what it runs, and whether it can be given a trial right now."""
+    """One device of the session: what it runs, and whether it can be given a trial right now.
+
+    ``model`` is what its predictions must come from; of a foreign recogniser that is known when it has said so.
+    """
 
     name: str
     bundle: str
@@ -38,6 +43,7 @@ class StagedDevice:
     boot_id: str | None = None
     stream_id: str | None = None
     info: Info | None = None
+    model: ModelIdentity | None = None
     restarts: int = 0
 
     @property
@@ -79,14 +85,19 @@ class Stage:
         self._stack.close()
 
     def _set_up(self) -> None:
+        recogniser = self._material.plan.recogniser
         if self.is_local:
+            if recogniser is not None:
+                raise PlanError(
+                    f"the plan tests {recogniser.name}: start its bridge ('earshot bridge') and name it with --device"
+                )
             broker = self._open_broker()
             names = {f"local-{bundle}"[:63]: bundle for bundle in self._material.bundles}
         else:
             broker, name = parse_device(self._setup.device)
-            if len(self._material.bundles) > 1:
+            if len(self._material.tested) > 1:
                 raise PlanError("a device runs one bundle: give each bundle of the plan its own plan and session")
-            names = {name: next(iter(self._material.bundles))}
+            names = {name: self._material.tested[0]}
         self.link = self._stack.enter_context(Link(broker, names, self.events))
         for name, bundle in names.items():
             sound = self._stack.enter_context(
@@ -98,7 +109,9 @@ class Stage:
                     port=self._setup.sound_port if not self.is_local else 0,
                 )
             )
-            self.devices[name] = StagedDevice(name, bundle, sound)
+            tested = self._material.bundles.get(bundle)
+            model = ModelIdentity(tested.sha256, tested.manifest.labels) if tested else None
+            self.devices[name] = StagedDevice(name, bundle, sound, model=model)
         if self.is_local:
             for device in self.devices.values():
                 entry = self._material.plan.bundles[list(self._material.bundles).index(device.bundle)]
@@ -189,6 +202,12 @@ class Stage:
 
     def _follow_info(self, info: Info) -> None:
         device = self.devices[info.device]
+        recogniser = self._material.plan.recogniser
+        if recogniser is not None:
+            foreign.check(info, recogniser, self._material, device.model)
+            device.info = info
+            device.model = device.model or foreign.model_of(info)
+            return
         wanted = self._material.bundles[device.bundle].sha256
         if info.bundle_sha256 != wanted:
             raise ThresholdError(

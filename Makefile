@@ -11,10 +11,10 @@ ARGS ?=
 export VENV
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup setup-workstation setup-system demo test check bench soak clean
+.PHONY: help setup setup-workstation setup-system demo test test-aarch64 check bench soak clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## make the virtual environment with everything for work on earshot
 	@.ci/setup dev
@@ -37,6 +37,9 @@ check: setup ## lint, format, types, layers, examples in the documents; changes 
 
 test: setup setup-system check ## check, then all tests (those that need hours: make soak)
 	$(BIN)/pytest $(ARGS)
+
+test-aarch64: setup setup-system ## the device's own code and wheels on an emulated Cortex-A76 against this machine
+	$(BIN)/pytest -m aarch64 tests/parity tests/session $(ARGS)
 
 bench: setup ## measure, print figures
 	$(BIN)/pytest -s tests/bench $(ARGS)

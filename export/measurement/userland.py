@@ -37,10 +37,9 @@ DISK_MB = 205
 # What each step puts on the disk, some of it for a while only: by it progress is told.
 _DEBIAN_MB, _WHEELS_MB, _START_MB = 207, 180, 7
 
-_FORMAT = 1
+_FORMAT = 2
 _PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6")
-# What the device's code imports to verify a bundle and run its model.
-_WHEELS = ("numpy", "onnxruntime", "pydantic", "cryptography")
+_DISTRIBUTION = "earshot"
 _PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
 _CPU = "cortex-a76"  # Raspberry Pi 5
 # onnxruntime reads this file to choose its kernels, and ends with a segmentation fault on an x86 machine's.
@@ -175,11 +174,13 @@ def _missing(emulator: Path | None, *, ready: bool) -> str | None:
 
 
 def _requirements() -> tuple[str, ...]:
-    """The wheels as ``name==version``, the version that runs here if it is made for the userland's Python."""
-    from packaging.specifiers import SpecifierSet  # noqa: PLC0415 - onnxruntime brings it; a dry look needs no more
+    """What a device installs, as ``name==version``: the version that runs here if it is made for that Python."""
+    from packaging.requirements import Requirement  # noqa: PLC0415 - onnxruntime brings it; a dry look needs no more
+    from packaging.specifiers import SpecifierSet  # noqa: PLC0415 - as above
 
+    stated = [Requirement(line) for line in importlib.metadata.requires(_DISTRIBUTION) or ()]
     wanted = []
-    for name in _WHEELS:
+    for name in sorted(each.name for each in stated if each.marker is None):
         about = importlib.metadata.metadata(name).json
         fits = SpecifierSet(str(about.get("requires_python", ""))).contains(f"{PYTHON}.2")
         wanted.append(f"{name}=={about['version']}" if fits else name)
@@ -237,7 +238,7 @@ def _install_wheels(made: Userland, wheels: Sequence[str], progress: Progress) -
 
 def _try_out(made: Userland, progress: Progress) -> None:
     """Import what a device imports; on the way, Python keeps its compiled form, which saves seconds in every run."""
-    code = "import cryptography.hazmat.primitives.serialization, numpy, onnxruntime, platform, pydantic; "
+    code = "import nacl.signing, numpy, onnxruntime, paho.mqtt.client, platform, pydantic, soundfile, soxr, sqlite3, ssl; "
     code += "assert platform.machine() == 'aarch64'"
     command = made.command(["-c", code])
     _run(command, made.folder, "first start", _START_MB, progress, environment=made.environment())

@@ -18,6 +18,7 @@ from export.measurement.parity_report import gate_of
 from firmware_models import zoo
 from firmware_models.data import load
 
+pytestmark = pytest.mark.aarch64
 CLIPS = 40
 FEW = 4
 

@@ -23,7 +23,7 @@ WORKSTATION_ONLY = {"torch", "onnx", "onnxscript", "scipy", "pyroomacoustics", "
 
 def pins() -> dict[str, str]:
     lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
-    requirements = [Requirement(line) for line in lines if line]
+    requirements = [each for each in map(Requirement, filter(None, lines)) if not each.marker or each.marker.evaluate()]
     for requirement in requirements:
         assert re.fullmatch(r"==[0-9][^*+,]*", str(requirement.specifier)), f"{requirement} is no exact public version"
     assert len({canonicalize_name(each.name) for each in requirements}) == len(requirements)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 def replace(finished: Path, path: Path) -> None:
     """Put ``finished`` in the place of ``path`` durably: synchronise, rename, synchronise the folder."""
-    _synchronise(finished)
+    synchronise(finished)
     finished.replace(path)
-    _synchronise(path.parent)
+    synchronise(path.parent)
 
 
 def write(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` durably and atomically; its folder is made if absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_bytes(content)
@@ -24,7 +24,26 @@ def write(path: Path, content: bytes) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _synchronise(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file durably, if it is there."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    synchronise(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, durably."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    synchronise(path.parent)
+
+
+def synchronise(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

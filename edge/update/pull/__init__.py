@@ -1,0 +1,1 @@
+"""Getting a file from a server that is not trusted."""

@@ -1,0 +1,65 @@
+"""Try a bundle on this machine before it may run: does it compute what it should, and fast enough?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge.bundle.classifier import DEFAULT_PROVIDERS, Classifier
+from edge.bundle.reading import Bundle
+from edge.errors import ThresholdError
+
+_WARM_UP_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Tried:
+    """``difference`` of the scores on the golden vectors, and latencies of one window."""
+
+    difference: float
+    p50_ms: float
+    p99_ms: float
+
+
+def try_out(
+    bundle: Bundle,
+    *,
+    runs: int,
+    latency_budget_ms: float | None,
+    threads: int = 1,
+    members: int | None = None,
+    providers: Sequence[str] = (),
+) -> Tried:
+    """Run a bundle on its golden vectors, then ``runs`` times on one window.
+
+    With one thread on the processor its own time counts, not that in which others had the processor: the updating
+    process has the lowest priority beside an agent that listens.
+
+    Raises:
+        ThresholdError: other scores than when the bundle was packed, or too slow.
+        BundleError: onnxruntime cannot load the graph.
+        UnavailableError: a provider is missing here.
+    """
+    providers = tuple(providers) or DEFAULT_PROVIDERS
+    classifier = Classifier(bundle, threads=threads, members=members, providers=providers)
+    difference = classifier.check_golden()
+    alone = threads == 1 and providers == DEFAULT_PROVIDERS
+    clock_ns = time.thread_time_ns if alone else time.perf_counter_ns
+    windows = bundle.golden_pcm
+    took_ms = []
+    for run in range(_WARM_UP_RUNS + runs):
+        pcm = windows[run % len(windows)][np.newaxis]
+        before_ns = clock_ns()
+        classifier.scores(pcm)
+        took_ms.append((clock_ns() - before_ns) / 1e6)
+    p50_ms, p99_ms = (float(value) for value in np.percentile(took_ms[_WARM_UP_RUNS:], (50, 99)))
+    if latency_budget_ms is not None and p99_ms > latency_budget_ms:
+        raise ThresholdError(
+            f"{bundle.manifest.name} version {bundle.manifest.version}: 99 % of {runs} windows take {p99_ms:.1f} ms,"
+            f" more than the {latency_budget_ms:.1f} ms that this device has: listen with a longer hop, or send a"
+            " smaller model"
+        )
+    return Tried(difference, p50_ms, p99_ms)

@@ -1,0 +1,1 @@
+"""What lets a device be seen by other systems."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from edge.errors import DataError
 from edge.messages import Identifier
+from edge.sound.level import Silence
 from edge.sound.ring import Pcm16, Ring
 
 MEMORY_S = 30.0
@@ -62,7 +63,11 @@ class Stream:
 
 
 class Streams:
-    """What was heard lately. ``on_sound`` is called in the recording thread after each change; it must be quick."""
+    """What was heard lately. ``on_sound`` is called in the recording thread after each change; it must be quick.
+
+    The recording thread counts in ``xruns`` how often sound was lost, in ``overruns`` the blocks that found no room,
+    and in ``reopened`` how often the microphone was lost and came back.
+    """
 
     def __init__(
         self, rate_hz: int, window_samples: int, on_sound: Callable[[], None], *, grace_s: float = GRACE_S
@@ -70,8 +75,9 @@ class Streams:
         self.rate_hz = rate_hz
         self.window_samples = window_samples
         self.capacity_samples = max(int(MEMORY_S * rate_hz), 2 * window_samples)
-        self.xruns = 0
+        self.xruns = self.overruns = self.reopened = 0
         self.problem = ""
+        self._silence = Silence()
         self._grace_s = grace_s
         self._on_sound = on_sound
         self._current: Stream | None = None
@@ -82,6 +88,11 @@ class Streams:
     def current(self) -> Stream | None:
         """The newest stream, ended or not; None before the first."""
         return self._current
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing but one value has come, in whole milliseconds: a muted or broken microphone."""
+        return round(self._silence.samples / self.rate_hz, 3)
 
     def find(self, stream_id: str) -> Stream | None:
         """The stream of that id, if it is one of the two that are remembered."""
@@ -117,6 +128,7 @@ class Streams:
             if can_wait:
                 self._wait_for_room(stream, len(part), stop)
             stream.write(part, time.monotonic())
+            self._silence.feed(part)
             self._on_sound()
 
     def _wait_for_room(self, stream: Stream, count: int, stop: threading.Event) -> None:

@@ -11,27 +11,32 @@ import soundfile
 from numpy.typing import NDArray
 
 from edge.errors import DataError, UnavailableError
-from edge.sound.microphones.resampling import Resampler, to_pcm16
+from edge.sound.microphones.options import Options
+from edge.sound.microphones.resampling import Resampler, factor, to_pcm16
 from edge.sound.ring import Pcm16
 
 _BLOCK_S = 0.05
 
 
 class FileMicrophone:
-    """The first channel of a WAV or FLAC file, once or for ever; resampled where its rate differs.
+    """One channel of a WAV or FLAC file, once or for ever; resampled where its rate differs.
 
     Raises:
-        DataError: the file is missing, unreadable or empty.
+        DataError: the file is missing, unreadable or empty, or has no such channel.
     """
 
     can_wait = True
     reopens = False
 
-    def __init__(self, path: str, rate_hz: int, *, loop: bool = False) -> None:
-        self.xruns = 0
+    def __init__(self, path: str, rate_hz: int, options: Options | None = None) -> None:
+        options = options or Options()
+        self.xruns = self.overruns = 0
+        self.stream_id = ""
         self._path = Path(path)
         self._rate_hz = rate_hz
-        self._loop = loop
+        self._loop = options.loop
+        self._column = (options.channel or 1) - 1
+        self._gain = factor(options.gain_db) if options.gain_db else None
         self._file: soundfile.SoundFile | None = None
         self._resampler: Resampler | None = None
         self._start_s = 0.0
@@ -39,8 +44,9 @@ class FileMicrophone:
         with self._open_file() as file:
             self._file_rate_hz = int(file.samplerate)
             notes = [] if self._file_rate_hz == rate_hz else [f"resampled from {self._file_rate_hz} Hz"]
-            if file.channels > 1:
-                notes.append(f"first of {file.channels} channels")
+            if self._column >= file.channels:
+                raise DataError(f"{path}: channel {options.channel}: the file has {file.channels}")
+            notes += options.notes(file.channels)
             if file.frames == 0:
                 raise DataError(f"{path}: the file holds no sound")
         self.name = f"file:{path}" + (f" ({', '.join(notes)})" if notes else "")
@@ -60,7 +66,8 @@ class FileMicrophone:
         if self._file_rate_hz != self._rate_hz:
             self._resampler = Resampler(self._file_rate_hz, self._rate_hz)
         self._start_s, self._played_s = time.monotonic(), 0.0
-        return f"file-{secrets.token_hex(6)}"
+        self.stream_id = f"file-{secrets.token_hex(6)}"
+        return self.stream_id
 
     def read(self) -> Pcm16 | None:
         """The next 50 ms, when their time has come."""
@@ -75,6 +82,8 @@ class FileMicrophone:
         self._played_s += len(sound) / self._file_rate_hz
         if last:
             self.close_file()
+        if self._gain is not None:
+            sound *= self._gain
         if self._resampler is not None:
             return self._resampler.feed(sound, last=last)
         return to_pcm16(sound)
@@ -86,7 +95,7 @@ class FileMicrophone:
         blocks, count = [], 0
         try:
             while count < wanted:
-                block: NDArray[np.float32] = file.read(wanted - count, dtype="float32", always_2d=True)[:, 0]
+                block: NDArray[np.float32] = file.read(wanted - count, dtype="float32", always_2d=True)[:, self._column]
                 blocks.append(block)
                 count += len(block)
                 if count < wanted and not self._loop:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from edge.errors import UsageError
+from edge.sound.microphones.options import split_options
 from edge.sound.microphones.protocol import Microphone
 
-FORMS = "sounddevice[:NAME], file:PATH[?loop], socket:HOST:PORT or socket:unix:PATH"
+FORMS = (
+    "sounddevice[:NAME][?channel=N&gain_db=DB], file:PATH[?loop&channel=N&gain_db=DB], "
+    "socket:HOST:PORT or socket:unix:PATH"
+)
 
 
 def microphone(spec: str, rate_hz: int) -> Microphone:
@@ -16,20 +20,20 @@ def microphone(spec: str, rate_hz: int) -> Microphone:
         UnavailableError: the sound card or its library is not there.
     """
     # Each kind is imported when it is asked for: a device carries no sound library that it does not use.
-    kind, _, rest = spec.partition(":")
+    kind, colon, rest = spec.partition(":")
+    if not colon:
+        kind, mark, options = spec.partition("?")
+        rest = mark + options
     if kind == "sounddevice":
+        name, chosen = split_options(spec, rest, ("channel", "gain_db"))
         from edge.sound.microphones.portaudio import PortAudioMicrophone  # noqa: PLC0415
 
-        return PortAudioMicrophone(rest or None, rate_hz)
+        return PortAudioMicrophone(name or None, rate_hz, chosen)
     if kind == "file" and rest:
+        path, chosen = split_options(spec, rest, ("loop", "channel", "gain_db"))
         from edge.sound.microphones.file import FileMicrophone  # noqa: PLC0415
 
-        path, mark, option = rest.rpartition("?")
-        if not mark:
-            return FileMicrophone(rest, rate_hz)
-        if option == "loop":
-            return FileMicrophone(path, rate_hz, loop=True)
-        raise UsageError(f"microphone {spec!r}: unknown option {option!r}: the one option of a file is ?loop")
+        return FileMicrophone(path, rate_hz, chosen)
     if kind == "socket" and rest:
         from edge.sound.microphones.socket import SocketMicrophone  # noqa: PLC0415
 

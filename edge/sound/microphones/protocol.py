@@ -12,13 +12,18 @@ class Microphone(Protocol):
 
     ``name`` says for people what it is. ``can_wait`` is true where reading late loses nothing.
     ``reopens`` is true where another stream may follow the end of one. ``xruns`` counts the times
-    that sound was lost on the way in.
+    that sound was lost on the way in, ``overruns`` the blocks among it that were ours to take and found no room.
+
+    ``stream_id`` names the stream that what was read last belongs to. It changes where sound was lost, so that no
+    sample index is wrong and no window reaches across the gap.
     """
 
     name: str
     can_wait: bool
     reopens: bool
     xruns: int
+    overruns: int
+    stream_id: str
 
     def open(self) -> str:
         """Begin a stream and return its id, which is never used again.

@@ -25,7 +25,8 @@ class SocketMicrophone:
 
     def __init__(self, address: str, rate_hz: int) -> None:
         self.name = f"socket:{address}"
-        self.xruns = 0
+        self.xruns = self.overruns = 0
+        self.stream_id = ""
         self._rate_hz = rate_hz
         self._family, self._address = _parse(address)
         self._connection: socket.socket | None = None
@@ -49,6 +50,7 @@ class SocketMicrophone:
             self.close()
             raise DataError(f"{self.name}: the rig sends {header.rate_hz} Hz, the model hears {self._rate_hz} Hz")
         self._connection.settimeout(_READ_TIMEOUT_S)
+        self.stream_id = header.stream_id
         return header.stream_id
 
     def _connect(self) -> socket.socket:

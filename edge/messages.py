@@ -57,9 +57,11 @@ PublicKeyHex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Message(BaseModel):
-    """A payload: frozen, unknown keys rejected."""
+    """A payload: frozen; unknown keys and numbers that are not finite are rejected."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
+    )
 
     # "schema" shadows a deprecated pydantic method, so the attribute has another name than the key.
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA

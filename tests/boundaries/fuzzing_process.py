@@ -1,4 +1,4 @@
-"""Feed every parser with payloads that atheris (libFuzzer) derives from valid ones; a line of JSON for each tells the end.
+"""Feed every parser with payloads that atheris (libFuzzer) derives from valid ones; for each a line of JSON tells the end.
 
 Run as ``fuzzing_process.py RUNS SEED FOLDER JOBS``. What a parser may do with any bytes is return or raise an
 EarshotError of one printable line; anything else ends its process.

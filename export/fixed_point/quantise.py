@@ -5,8 +5,9 @@ What is rounded, and how:
 - Weights of layers: signed, symmetric, a scale per output channel or per tensor. In 16 and 8 bits to the nearest; in
   4 bits so that the layer comes out right (:mod:`export.fixed_point.rounding`).
 - Activations: one grid per tensor from what calibration saw (:mod:`export.fixed_point.histogram`), unsigned with a
-  zero point, or signed and symmetric for ``portable`` and for power-of-two scales. The quantiser of onnxruntime places
-  the Q/DQ nodes (:mod:`export.fixed_point.writing`).
+  zero point, or symmetric with zero point 0 for ``portable`` and for power-of-two scales: then signed, in ``storage``
+  only where numbers are negative. The quantiser of onnxruntime places the Q/DQ nodes
+  (:mod:`export.fixed_point.writing`).
 - The front end stays in FP32, its powers span ten decades, and so do the scores: rounded to 256 values, labels would
   tie. Biases are stored in 32 bits: whole numbers in ``cpu``, floats elsewhere.
 - Sound that a layer reads directly (ETE) is rounded to 8 bits in the 8-bit formats, for speed: 3.6 times that of FP32
@@ -27,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edge.errors import DataError, UsageError
 from export.fixed_point import rounding, weights, writing
+from export.fixed_point.bottleneck import balanced
 from export.fixed_point.equalise import equalised
 from export.fixed_point.grid import Form, Grid, Method, best_grid
 from export.fixed_point.histogram import Histogram, observe
@@ -50,7 +52,9 @@ class CalibrationSettings(BaseModel):
     weights: ``minmax``, by default in 16 and 8 bits, or ``mse``. ``fit_weights`` rounds each layer as a whole and
     corrects its bias instead of rounding to the nearest, by default where weights or activations have 4 bits.
     ``equalise`` evens out the ranges of channels across layers before (Nagel et al. 2019), by default where all
-    channels of a weight share a scale. ``keep_sound`` leaves sound that a layer reads directly as it is in 8 bits too.
+    channels of a weight share a scale. ``balance`` turns the channels between the two factors of a low-rank layer
+    (:mod:`export.fixed_point.bottleneck`), by default in 8 and 4 bits. ``keep_sound`` leaves sound that a layer reads
+    directly as it is in 8 bits too.
 
     ``reduce_range`` keeps 8-bit weights of profile ``cpu`` within +-64: x86 processors without VNNI add two products
     in 16 saturating bits, and with weights up to 127 they compute other scores (0.5 apart, on an LMS) than all others.
@@ -63,6 +67,7 @@ class CalibrationSettings(BaseModel):
     weight_method: weights.WeightMethod | None = None
     fit_weights: bool | None = None
     equalise: bool | None = None
+    balance: bool | None = None
     keep_sound: bool = False
     reduce_range: bool = True
 
@@ -100,8 +105,7 @@ def quantise(
     # The quantiser of onnxruntime would fail on these without telling where they come from.
     clip = pcm[: _fixed(graph) or 1]
     observe(exact, [layer.output for layer in layers], clip)
-    if settings.equalise if settings.equalise is not None else not form.per_channel:
-        exact = equalised(exact)
+    exact = _evened(exact, pcm, form, settings, progress)
     grids: dict[str, Grid] = {}
     if form.activation_bits != 32:
         seen = observe(exact, writing.rounded_tensors(exact, form, clip), pcm, progress=progress)
@@ -124,6 +128,17 @@ def quantise(
             _fit(layer, exact, quantised, chooser, pcm, progress=progress)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
+
+
+def _evened(
+    exact: ModelProto, pcm: Floats, form: NumberFormat, settings: CalibrationSettings, progress: Progress
+) -> ModelProto:
+    """The same network with channels that are easier to round."""
+    if settings.balance if settings.balance is not None else min(form.bits, form.activation_bits) <= 8:
+        exact = balanced(exact, pcm, progress=progress)
+    if settings.equalise if settings.equalise is not None else not form.per_channel:
+        exact = equalised(exact)
+    return exact
 
 
 def _check(graph: ModelProto, pcm: Floats) -> None:
@@ -151,6 +166,9 @@ def _grid(
     if bits != 8 and reads_sound(exact, name):
         # 16-bit PCM lies on this grid.
         return Grid(2.0**-15, 0, -32768, 32767) if symmetric else Grid(2.0**-15, 32768, 0, 65535)
+    # A sign would waste half the numbers on what is never negative. Kernels of 8 bits want one type everywhere; in
+    # `storage` there are none.
+    symmetric = symmetric and not (form.profile == "storage" and histogram.low >= 0)
     method = settings.method or ("minmax" if bits == 16 else "mse")
     kind = Form(bits, symmetric=symmetric, power_of_two=form.power_of_two)
     return best_grid(histogram, kind, method, percentile=settings.percentile)

@@ -33,9 +33,9 @@ def train(
 ) -> dict[str, Any]:
     """Train a model and leave it in ``out/model.safetensors``, beside config, metrics and the resumable state.
 
-    A recipe with ``distillation`` trains its teacher first, in ``out/teacher``. With ``start`` a trained model is
-    trained further, and what it and the network it was split from answer on the validation split is in the metrics
-    under ``before``; the result is never worse there than the start.
+    A recipe with ``distillation`` trains its teacher first, in ``out/teacher``, unless ``start`` brings one. With
+    ``start`` a trained model is trained further, and what it and the network it was split from answer on the
+    validation split is in the metrics under ``before``; the result is never worse there than the start.
 
     With ``resume`` a run that was killed goes on from its last validation and ends with the same weights as if nothing
     had happened (on the same machine and versions); a finished run is left as it is.
@@ -55,6 +55,8 @@ def train(
     before = 0
     if recipe.distillation is not None and recipe.distillation.recipe == START and start is not None and start.whole:
         teacher = copy.deepcopy(start.whole), None
+    elif start is not None and start.teacher is not None:
+        teacher = copy.deepcopy(start.teacher[0]), start.teacher[1]
     elif recipe.distillation is not None:
         teaching = load_recipe(recipe.distillation.recipe)
         before = teaching.steps

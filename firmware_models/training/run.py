@@ -170,8 +170,8 @@ class Run:
         if self.start is not None:
             origin["start"] = self.start.training
         if self.teacher_info is not None:
-            origin["teacher_minutes"] = self.teacher_info.training["minutes"]
-            origin["teacher_validation_top1"] = self.teacher_info.metrics["validation_top1"]
+            origin["teacher_minutes"] = self.teacher_info.training.get("minutes")
+            origin["teacher_validation_top1"] = self.teacher_info.metrics.get("validation_top1")
         save_checkpoint(out / MODEL_FILE, self.model, weights=self.best, metrics=kept, training=origin)
         metrics = {
             **origin,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -231,6 +232,34 @@ def test_retraining_goes_on_and_needs_its_folder(earshot, tmp_path, checkpoint, 
     assert two["version"] == one["version"] + 1
     assert two["metrics"]["test_top1"] == one["metrics"]["test_top1"]
     assert "The factors were retrained" in earshot("bundle", "show", tmp_path / "low.earshot", "--card").stdout
+
+
+def test_factors_are_taught_by_the_teacher_that_is_there(earshot, tmp_path, checkpoint, speech, keys):
+    from firmware_models.architectures import build
+    from firmware_models.data import LABELS
+    from firmware_models.training.checkpoint import load_checkpoint, save_checkpoint
+
+    run = tmp_path / "trained"
+    shutil.copytree(checkpoint, run)
+    teacher = build("residual", labels=LABELS, channels=8)
+    told = {"seed": 1, "minutes": 2.5}
+    for folder in (run / "teacher", tmp_path / "other"):
+        folder.mkdir()
+        save_checkpoint(folder / "model.safetensors", teacher, metrics={"validation_top1": 0.5}, training=told)
+    (run / "teacher/metrics.json").write_text(json.dumps({"minutes": 2.5, "finished": True}))
+    recipe = tmp_path / "short.yaml"
+    recipe.write_text("architecture: any\nsteps: 1\nbatch: 4\ndistillation: {recipe: residual}\n")
+    command = ["export", run, "--calibration", speech, "--key", keys.private, "--rank-conv", 40, "--json"]
+    command += ["--out", tmp_path / "low.earshot"]
+    for name, more in (("beside", ()), ("named", ("--teacher", tmp_path / "other"))):
+        done = earshot(*command, "--retrain", recipe, "--run", tmp_path / name, *more)
+        assert done.returncode == 0, done.stderr
+        assert not (tmp_path / name / "teacher").exists()
+        assert load_checkpoint(tmp_path / name)[1].training["teacher_minutes"] == 2.5
+        assert "teacher" in json.loads((tmp_path / name / "config.json").read_text())["start"]
+    assert "add --retrain" in refusal(earshot(*command, "--teacher", tmp_path / "other"))
+    nowhere = ("--retrain", recipe, "--run", tmp_path / "third", "--teacher", tmp_path / "nowhere")
+    assert "no such checkpoint" in refusal(earshot(*command, *nowhere))
 
 
 def test_somebody_elses_model(earshot, tmp_path, speech, keys, lms_graphs):

@@ -101,6 +101,33 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert found[0]["history"] == found[1]["history"]
 
 
+def test_a_teacher_that_is_there_teaches(material: Material, start: Start, tmp_path: Path) -> None:
+    shipped = again(steps=4, distillation={"recipe": "residual"}, learning_rate=0.01)
+    with torch.random.fork_rng(devices=[]):
+        one, other = (build("residual", labels=material.train.labels).eval() for _ in range(2))
+    info = replace(load_checkpoint(FOLDER / "lms.safetensors")[1], training={"minutes": 4.5})
+    weights = {}
+    for name, teacher in (("one", one), ("other", other)):
+        taught = replace(start, teacher=(teacher, info))
+        metrics = train(shipped, material, tmp_path / name, start=taught)
+        assert not (tmp_path / name / "teacher").exists()
+        assert metrics["teacher_minutes"] == 4.5
+        weights[name] = load_file(tmp_path / name / "state.safetensors")["model.fc.u.weight"]
+    assert not torch.equal(weights["one"], weights["other"])
+    with pytest.raises(UsageError, match="begun with another"):
+        train(shipped, material, tmp_path / "one", start=replace(start, teacher=(other, info)), resume=True)
+    for recipe, teacher, message in (
+        (again(), one, "taught by the whole network itself"),
+        (again(distillation=None), one, "taught by nobody"),
+        (shipped, start.model, "is a 'lms', the recipe asks for a 'residual'"),
+        (shipped, build("residual", labels=("a", "b")), "tells 2 labels in 16000 samples at 16000 Hz, the model 12"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            train(recipe, material, tmp_path / "none", start=replace(start, teacher=(teacher, info)))
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_run_goes_on_only_with_what_it_started_from(material: Material, start: Start, tmp_path: Path) -> None:
     train(again(steps=4), material, tmp_path / "run", start=start)
     assert start.whole is not None

@@ -104,6 +104,15 @@ def export(
         Path | None,
         typer.Option("--run", help="Folder of the retraining; a started one goes on.", rich_help_panel=_LOW_RANK),
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher",
+            help="Checkpoint that teaches the factors.",
+            show_default="CHECKPOINT/teacher, or one is trained",
+            rich_help_panel=_LOW_RANK,
+        ),
+    ] = None,
     ensemble: Annotated[
         int | None,
         typer.Option("--ensemble", help="Members of a stochastic ensemble.", min=1, max=256, rich_help_panel=_ENSEMBLE),
@@ -200,6 +209,7 @@ def export(
         max_drop=None if max_drop is None else share("--max-drop", max_drop),
         recipe=retrain,
         run=run,
+        teacher=teacher,
     )
     foreign = ForeignOptions(
         labels=labels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from firmware_models.low_rank.factorise import Report
     from firmware_models.low_rank.search import Search
     from firmware_models.progress import Progress
+    from firmware_models.training.checkpoint import CheckpointInfo
     from firmware_models.training.recipe import Recipe
+    from firmware_models.training.start import Start
     from rig.cli.models.export.material import Sound
 
 
@@ -29,6 +32,7 @@ class LowRankOptions:
     max_drop: float | None
     recipe: Recipe | None
     run: Path | None
+    teacher: Path | None = None
 
     @property
     def wanted(self) -> bool:
@@ -45,6 +49,7 @@ class LowRankOptions:
         max_drop: float | None,
         recipe: str | None,
         run: Path | None,
+        teacher: Path | None = None,
     ) -> Self:
         """Options as they were typed.
 
@@ -64,6 +69,8 @@ class LowRankOptions:
             raise UsageError("--retrain RECIPE and --run DIR go together: the retraining needs a folder of its own")
         if recipe is not None and rank_fc is None and rank_conv is None and max_drop is None:
             raise UsageError("--retrain: factors are retrained; add --rank-fc and --rank-conv, or --max-drop")
+        if teacher is not None and recipe is None:
+            raise UsageError("--teacher: teaches factors that are retrained; add --retrain RECIPE and --run DIR")
         return cls(
             rank_fc=rank_fc,
             rank_conv=rank_conv,
@@ -71,6 +78,7 @@ class LowRankOptions:
             max_drop=max_drop,
             recipe=None if recipe is None else load_recipe(recipe),
             run=run,
+            teacher=teacher,
         )
 
 
@@ -93,13 +101,18 @@ def factor(
     model: FirmwareModel,
     options: LowRankOptions,
     *,
+    checkpoint: Path,
     material: Sound,
     training: dict[str, Any],
     progress: Progress,
 ) -> Factored:
-    """Split the layers of ``model``, retrain where that was asked, and measure before and after."""
+    """Split the layers of ``model``, retrain where that was asked, and measure before and after.
+
+    The teacher that trained ``checkpoint`` teaches the factors too where their recipe asks for such a one.
+    """
     from firmware_models.low_rank.factorise import Ranks, factorise
     from firmware_models.low_rank.search import search
+    from firmware_models.training.start import Start
 
     found: Search | None = None
     if options.max_drop is None:
@@ -127,9 +140,9 @@ def factor(
         notes.append(f"The ranks are the smallest found that lose at most {options.max_drop:.1%} of the accuracy.")
     told: dict[str, Any] = {}
     if options.recipe is not None and options.run is not None:
-        split, told = _retrain(
-            model, split, options.recipe, options.run, material=material, training=training, progress=progress
-        )
+        teacher = _teacher(options.recipe, options.run, options.teacher, checkpoint)
+        begin = Start(model=split, whole=model, training=training, teacher=teacher)
+        split, told = _retrain(begin, options.recipe, options.run, material=material, progress=progress)
         notes.append("The factors were retrained from the split weights.")
     return Factored(split, report, found, metrics, told, tuple(notes))
 
@@ -147,15 +160,42 @@ def _accuracy(model: FirmwareModel, measured: Mapping[str, Clips], prefix: str, 
     }
 
 
+def _teacher(
+    recipe: Recipe, run: Path, named: Path | None, checkpoint: Path
+) -> tuple[FirmwareModel, CheckpointInfo] | None:
+    """The teacher named, or the one in the checkpoint's folder if it is what the recipe asks for.
+
+    A run that began to train a teacher of its own goes on with that.
+
+    Raises:
+        UsageError: the one named cannot be read.
+    """
+    from firmware_models.training.checkpoint import MODEL_FILE, load_checkpoint
+    from firmware_models.training.loop import TEACHER
+    from firmware_models.training.recipe import START, load_recipe
+
+    if named is not None:
+        return load_checkpoint(named)
+    beside = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / TEACHER
+    if recipe.distillation is None or recipe.distillation.recipe == START or (run / TEACHER).exists():
+        return None
+    if not _finished(beside) or not (beside / MODEL_FILE).exists():
+        return None
+    teacher, info = load_checkpoint(beside)
+    return (teacher, info) if teacher.name == load_recipe(recipe.distillation.recipe).architecture else None
+
+
+def _finished(run: Path) -> bool:
+    from firmware_models.training.run import METRICS_FILE
+
+    try:
+        return bool(json.loads((run / METRICS_FILE).read_text())["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _retrain(
-    whole: FirmwareModel,
-    split: FirmwareModel,
-    recipe: Recipe,
-    out: Path,
-    *,
-    material: Sound,
-    training: dict[str, Any],
-    progress: Progress,
+    start: Start, recipe: Recipe, out: Path, *, material: Sound, progress: Progress
 ) -> tuple[FirmwareModel, dict[str, Any]]:
     """Retrain, or go on where it was interrupted; a finished run is taken as it is."""
     from firmware_models.data import load_noises
@@ -163,7 +203,6 @@ def _retrain(
     from firmware_models.training.checkpoint import load_checkpoint
     from firmware_models.training.loop import CONFIG_FILE, train
     from firmware_models.training.run import Material
-    from firmware_models.training.start import Start
 
     if material.train is None or material.data is None:
         raise UsageError("--retrain: needs the data set that --calibration names")
@@ -173,10 +212,10 @@ def _retrain(
         Material(
             train=material.train,
             validation=material.measured["validation"],
-            noises=tuple(load_noises(material.data, "train", window_samples=whole.window_samples)),
+            noises=tuple(load_noises(material.data, "train", window_samples=start.model.window_samples)),
         ),
         out,
-        start=Start(model=split, whole=whole, training=training),
+        start=start,
         resume=(out / CONFIG_FILE).exists(),
         progress=progress,
     )

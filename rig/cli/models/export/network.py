@@ -107,7 +107,14 @@ class Network:
         factored = None
         model, facts = self.model, self.facts
         if low_rank.wanted:
-            factored = factor(model, low_rank, material=material, training=dict(facts.training), progress=progress)
+            factored = factor(
+                model,
+                low_rank,
+                checkpoint=self.path,
+                material=material,
+                training=dict(facts.training),
+                progress=progress,
+            )
             model = factored.model
             facts = dataclasses.replace(
                 facts,

@@ -66,25 +66,23 @@ def _level_model() -> bytes:
     return model.SerializeToString()
 
 
-def _golden() -> bytes:
+def _golden(bias: float = 0.0) -> bytes:
     pcm = np.random.default_rng(0).uniform(-10_000, 10_000, (2, WINDOW)).astype("<i2")
     pcm[1] //= 100
-    over = np.abs(pcm.astype(np.float32) / 32768).mean(axis=1, keepdims=True) - np.float32(0.05)
+    over = np.abs(pcm.astype(np.float32) / 32768).mean(axis=1, keepdims=True) - np.float32(0.05 - bias)
     file = io.BytesIO()
     np.savez(file, pcm=pcm, scores=np.concatenate((-over, over), axis=1).astype(np.float32))
     return file.getvalue()
 
 
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+def _pack_tiny(path: Path, key: SigningKey, *, name: str, version: int, card: bytes, bias: float) -> Path:
     from edge.bundle import container, signing
     from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
 
-    folder = tmp_path_factory.mktemp("bundle")
-    members = {MODEL: _level_model(), GOLDEN: _golden(), CARD: b"# level\n"}
+    members = {MODEL: _level_model(), GOLDEN: _golden(bias), CARD: card}
     manifest = Manifest(
-        name="level",
-        version=1,
+        name=name,
+        version=version,
         architecture="level",
         labels=LABELS,
         rate_hz=RATE_HZ,
@@ -100,16 +98,39 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
         created_utc="2025-01-01T00:00:00Z",
         earshot_version="0.1.0",
     )
-    private_path, public_path = signing.write_key_pair(folder / "test")
-    key = signing.load_private_key(private_path)
-    assert isinstance(key, SigningKey)
     members[MANIFEST] = manifest.model_dump_json(by_alias=True).encode()
     members[SIGNATURE] = signing.sign(key, members[MANIFEST])
-    path = folder / "level.earshot"
     with path.open("wb") as file:
         for chunk in container.chunks(members):
             file.write(chunk)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    from edge.bundle import signing
+
+    folder = tmp_path_factory.mktemp("bundle")
+    private_path, public_path = signing.write_key_pair(folder / "test")
+    key = signing.load_private_key(private_path)
+    path = _pack_tiny(folder / "level.earshot", key, name="level", version=1, card=b"# level\n", bias=0.0)
     return TinyBundle(path, public_path)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_bundle(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Packs the model of ``tiny_bundle``, by default signed with ``keys``: ``make_tiny_bundle(version=2)``.
+
+    A ``bias`` makes its golden scores wrong; another ``card`` makes other bytes of the same version.
+    """
+
+    def make(
+        *, name: str = "level", version: int = 1, key: Keys = keys, card: bytes = b"# level\n", bias: float = 0.0
+    ) -> Path:
+        path = tmp_path_factory.mktemp("bundle") / f"{name}-{version}.earshot"
+        return _pack_tiny(path, key.signer, name=name, version=version, card=card, bias=bias)
+
+    return make
 
 
 class Mosquitto:

@@ -1,4 +1,4 @@
-"""Feed every parser with payloads that atheris (libFuzzer) derives from valid ones; for each a line of JSON tells the end.
+"""Feed every parser with payloads that atheris (libFuzzer) derives from valid ones; a line of JSON for each tells how.
 
 Run as ``fuzzing_process.py RUNS SEED FOLDER JOBS``. What a parser may do with any bytes is return or raise an
 EarshotError of one printable line; anything else ends its process.
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,15 @@ import atheris
 
 with atheris.instrument_imports(include=["edge"]):
     from edge import messages
+    from edge.agent.authority import Authority
     from edge.bundle import container, manifest, onnx_wire, reading, signing
+    from edge.cli import settings
     from edge.mqtt.broker_url import BrokerUrl
     from edge.sound.audio_stream import AudioHeader
+    from edge.update import pointer
+    from edge.update.pull.request import split
 
-from edge.errors import EarshotError
+from edge.errors import EarshotError, UsageError
 
 ZOO = Path(__file__).resolve().parents[2] / "firmware_models/zoo"
 SHA256, BOOT = "0" * 64, "0123456789abcdef"
@@ -226,16 +231,36 @@ def _container_target(folder: Path) -> Target:
 
 
 def _authority_target(folder: Path) -> Target:
-    from edge.agent.authority import Authority
-
     private, public = signing.write_key_pair(folder / "operator")
     key = signing.load_private_key(private)
     envelope = messages.Envelope.model_validate(
         {"device": "kitchen", **_ENVELOPE, "operator": signing.fingerprint(signing.load_public_key(public))}
     )
     signed = envelope.model_copy(update={"signature": signing.sign(key, envelope.signed_bytes()).hex()})
-    authority = Authority("kitchen", BOOT, [signing.load_public_key(public)])
-    return Target(lambda data: authority.judge("echo", data), [signed.to_json()])
+    operators = [signing.load_public_key(public)]
+    # A fresh one each time: the second use of a counter is refused.
+    return Target(lambda data: Authority("kitchen", BOOT, operators).open("echo", data), [signed.to_json()])
+
+
+def _pointer(path: Path) -> None:
+    if pointer.read(path) is None:
+        raise UsageError("no pointer")
+
+
+def _pointer_example() -> bytes:
+    content = {"sha256": SHA256, "name": "lms", "version": 3, "key": BOOT}
+    known = {"lms": {"version": 3, "sha256": SHA256}}
+    return json.dumps(
+        {"schema": 1, "active": "a", "confirmed": True, "slots": {"a": content}, "highest": known}
+    ).encode()
+
+
+def _settings_target(folder: Path) -> Target:
+    example = (
+        b'name = "kitchen"\nbroker = "mqtts://u@h"\nstate_dir = "/s"\n[listening]\nhop_ms = 100\nthreshold = 0.8\n'
+    )
+    read = lambda path: settings.from_options(Namespace(config=path))  # noqa: E731 - one line, once
+    return _file_target("settings", read, [example])
 
 
 def targets(folder: Path) -> dict[str, Callable[[], Target]]:
@@ -247,6 +272,11 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
     return {
         **named,
         "authority": lambda: _authority_target(folder),
+        "pointer": lambda: _file_target("pointer", _pointer, [_pointer_example()]),
+        "settings": lambda: _settings_target(folder),
+        "bundle-url": lambda: Target(
+            lambda data: split(data.decode("utf-8", "surrogateescape")), [b"https://host.example:8443/bundle?x=1"]
+        ),
         "audio-header": lambda: Target(AudioHeader.from_line, [header]),
         "broker-url": lambda: Target(
             lambda data: BrokerUrl.parse(data.decode("utf-8", "surrogateescape")), [b"mqtts://user@[::1]:8883/"]

@@ -31,9 +31,11 @@ COMMANDS = {
     "parity": ("rig.cli.models.parity", "Hold what a bundle computes against torch, its twin and aarch64."),
     "profile": ("rig.cli.models.profile", "Measure size, speed, memory and accuracy of bundles."),
     "zoo": ("rig.cli.models.zoo", "List and compare the released models."),
+    "bridge": ("rig.cli.devices.bridge", "Let an assistant that is not ours take part in a session."),
     "plan": ("rig.cli.sessions.plan", "Check a plan before it runs."),
     "session": ("rig.cli.sessions.session", "Run, resume and show sessions."),
     "report": ("rig.cli.sessions.report", "Write summary, results and page of finished sessions."),
+    "broker": ("rig.cli.devices.broker", "Make the folder from which mosquitto serves the devices."),
     "device": ("rig.cli.devices.device", "List, watch, update, roll back and install devices."),
     "demo": ("rig.cli.sessions.demo", "From shipped models and clips to a report, in one command."),
 }

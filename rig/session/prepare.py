@@ -84,9 +84,14 @@ def create(folder: Path, material: Material, setup: Setup, command: Sequence[str
         the number of trials.
 
     Raises:
-        PlanError: the folder holds a session or cannot be written.
+        PlanError: the folder holds a session or cannot be written, or a foreign recogniser has no device.
     """
     plan = material.plan
+    if plan.recogniser is not None and setup.device == "local":
+        raise PlanError(
+            f"plan {plan.name}: tests {plan.recogniser.name}: start 'earshot bridge' and name it, e.g. --device"
+            " mqtt://localhost/NAME"
+        )
     trials = order(material, plan)
     try:
         (folder / AUDIO).mkdir(parents=True, exist_ok=True)

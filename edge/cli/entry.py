@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 
 import edge
-from edge.cli import doctor, run
+from edge.cli import doctor, provision, run, status
 from edge.cli.arguments import Parser
 from edge.errors import EXIT_STOPPED, EarshotError, refused
 
 # Each has ``add(verbs)``, which registers a parser whose default ``execute`` is ``(options) -> exit code``.
-_COMMANDS = (run, doctor)
+_COMMANDS = (run, doctor, provision, status)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

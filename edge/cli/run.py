@@ -49,10 +49,10 @@ def execute(options: argparse.Namespace) -> int:
 
     # Imported late: --help and wrong arguments need not wait for numpy and onnxruntime.
     from edge.agent.device import Device  # noqa: PLC0415
+    from edge.agent.memory import give_back_code  # noqa: PLC0415
     from edge.agent.state_folder import claimed, default_state_dir  # noqa: PLC0415
-    from edge.bundle.apart import apart  # noqa: PLC0415
     from edge.bundle.classifier import Classifier  # noqa: PLC0415
-    from edge.bundle.reading import Bundle, read_bundle  # noqa: PLC0415
+    from edge.bundle.reading import read_bundle  # noqa: PLC0415
     from edge.bundle.signing import fingerprint, load_public_key  # noqa: PLC0415
     from edge.cli.settings import from_options  # noqa: PLC0415
     from edge.sound.microphones.opening import microphone  # noqa: PLC0415
@@ -66,19 +66,18 @@ def execute(options: argparse.Namespace) -> int:
     path = settings.need("bundle", settings.bundle)
     operators = [load_public_key(key) for key in settings.operator]
 
-    def verified() -> Bundle:
-        return read_bundle(path, trusted=[load_public_key(key) for key in settings.trust])
-
-    bundle = apart(verified)
+    bundle = read_bundle(path, trusted=[load_public_key(key) for key in settings.trust])
     if settings.log_noise_seed and bundle.manifest.ensemble is None:
         raise UsageError(f"--log-noise-seed: {bundle.manifest.name} is no stochastic ensemble, it has no noise")
     stop = threading.Event()
     if options.exit_on_stdin_eof:
         watch_stdin(stop)
+    give_back_code()
     classifier = Classifier(bundle, threads=settings.threads, members=settings.members)
     difference = classifier.check_golden()
     # onnxruntime has made its own of the graph.
     bundle = replace(bundle, model=b"")
+    give_back_code()
     manifest = bundle.manifest
     log.info(
         "bundle %s version %d (%s), signed by %s, golden vectors within %.2g",
@@ -97,7 +96,9 @@ def execute(options: argparse.Namespace) -> int:
             microphone=source,
             url=url,
             state_dir=folder,
-            hop_ms=None if settings.listening is None else settings.listening.hop_ms,
+            operators=operators,
+            listening=settings.listening,
+            home_assistant=settings.home_assistant,
             publish_noise_seed=settings.log_noise_seed,
         )
         log.info("device %s, boot %s, microphone %s", name, device.boot_id, source.name)

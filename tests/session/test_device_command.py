@@ -79,30 +79,35 @@ def test_wrong_input_is_one_line_and_its_code(tiny_bundle: Any, tmp_path: Path) 
         assert complaint in line
 
 
+def _failing(done: subprocess.CompletedProcess[str]) -> set[str]:
+    """The checks that failed; nobody may synchronise the clock where tests run."""
+    return {line[5:].partition(":")[0] for line in done.stdout.splitlines() if line.startswith("FAIL ")} - {"clock"}
+
+
 def test_the_doctor_looks_at_everything(tiny_bundle: Any, mosquitto: Any, tmp_path: Path) -> None:
     path = tmp_path / "clip.wav"
     soundfile.write(path, LOUD, 16_000)
     given = ["doctor", "--bundle", str(tiny_bundle.path), "--trust", str(tiny_bundle.key)]
     full = [*given, "--broker", mosquitto.url, "--microphone", f"file:{path}"]
     done = _ended(*full)
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [line[:4] for line in lines] == ["OK  "] * 6
-    assert "round trip" in lines[4]
+    assert done.returncode in {0, 3}
+    assert not _failing(done), done.stdout + done.stderr
+    assert "round trip" in next(line for line in done.stdout.splitlines() if line.startswith("OK   broker"))
     done = _ended(*full, "--json")
     findings = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
-    assert set(findings) == {"system", "Python", "bundle", "model", "broker", "microphone"}
+    machine = {"system", "Python", "clock", "disk", "temperature", "throttling"}
+    assert set(findings) == machine | {"bundle", "operators", "model", "providers", "broker", "microphone"}
     assert findings["model"]["values"]["latency_p50_ms"] > 0
     assert findings["microphone"]["values"]["rms_dbfs"] == pytest.approx(-15.9, abs=0.5)
     mosquitto.kill()
     done = _ended(*full)
     assert done.returncode == 4
-    assert [line[:4] for line in done.stdout.splitlines()].count("FAIL") == 1
+    assert _failing(done) == {"broker"}
     (tmp_path / "other.earshot").write_bytes(b"PK")
     done = _ended("doctor", "--bundle", str(tmp_path / "other.earshot"), "--trust", str(tiny_bundle.key),
                   "--microphone", f"file:{path}")  # fmt: skip
     assert done.returncode == 3
-    assert "FAIL bundle" in done.stdout
+    assert _failing(done) == {"bundle"}
 
 
 def test_a_password_reaches_the_broker_and_no_log(
@@ -144,7 +149,7 @@ def _certificates(folder: Path) -> tuple[Path, Path]:
         .public_key(key.public_key())
         .serial_number(1)
         .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=60))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())

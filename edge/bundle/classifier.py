@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge.bundle.manifest import MAX_MEMBERS, Manifest
 from edge.bundle.noise import fresh_seed, golden_noise, standard_normal
+from edge.bundle.providers import CPU, Provider, providers_for
 from edge.bundle.reading import Bundle, Floats
-from edge.bundle.session import CPU, open_session
+from edge.bundle.session import open_session
 from edge.errors import BundleError, ThresholdError, UnavailableError, UsageError
 
 MAX_BATCH = 64
-DEFAULT_PROVIDERS = CPU
+DEFAULT_PROVIDERS = (CPU,)
 
 
 class Classifier:
     """PCM in, scores out: the bundle's graph in an onnxruntime session.
 
-    ``members`` is how many members a stochastic ensemble has, None for as many as its manifest says.
+    ``members`` is how many members a stochastic ensemble has, None for as many as its manifest says; ``providers`` are
+    onnxruntime's names, the preferred one first, with the options that the profile gives them; ``cache`` is a folder
+    for their engines.
 
     Raises:
         BundleError: onnxruntime cannot load the graph, or its inputs and output are not those of the manifest.
@@ -36,6 +40,7 @@ class Classifier:
         threads: int = 1,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
         members: int | None = None,
+        cache: Path | None = None,
     ) -> None:
         import onnxruntime as ort  # noqa: PLC0415 - it takes half a second and 30 MB; reading a bundle must not
 
@@ -45,8 +50,12 @@ class Classifier:
             if provider not in available:
                 raise UnavailableError(f"provider {provider!r}: onnxruntime has {', '.join(available)} here")
         try:
-            profile = bundle.manifest.quantisation.profile
-            self._session = open_session(bundle.model, profile=profile, threads=threads, providers=providers)
+            self._session = open_session(
+                bundle.model,
+                profile=bundle.manifest.quantisation.profile,
+                threads=threads,
+                providers=_with_options(bundle.manifest, providers, threads=threads, cache=cache),
+            )
         except Exception as error:  # noqa: BLE001 - onnxruntime has a dozen exception classes without a public base
             raise BundleError(f"{bundle.path}: onnxruntime cannot load the model: {_one_line(error)}") from None
         self._batch = _fixed_batch(self._session, bundle)
@@ -151,6 +160,14 @@ class Classifier:
             feed[self.manifest.ensemble.noise_name] = np.concatenate(rows)
         result: Floats = self._session.run([self.manifest.output_name], feed)[0]
         return result[:count]
+
+
+def _with_options(manifest: Manifest, names: Sequence[str], *, threads: int, cache: Path | None) -> list[Provider]:
+    """Providers by name, each with the options that the bundle's profile gives it."""
+    width = manifest.quantisation
+    usual = providers_for(width.profile, names, bits=width.bits, threads=threads, cache=cache)
+    options = {each.name: each.options for each in usual}
+    return [Provider(name, options.get(name, {})) for name in names]
 
 
 def _members(bundle: Bundle, wanted: int | None) -> int | None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CPU = ("CPUExecutionProvider",)
+from edge.bundle.providers import CPU, XNNPACK, Provider
+
+CPU_ALONE = (Provider(CPU, {}),)
 # Takes away a Relu in front of QuantizeLinear. Where Q gives 4 bits it does so for any zero point, and the negative
 # values that Relu would have cut off pass (onnxruntime 1.31): it is a fusion for 8-bit kernels, which storage has not.
 _WRONG_FOR_STORAGE = ["ReluQuantRewrite"]
@@ -17,7 +19,7 @@ def open_session(
     *,
     profile: str = "cpu",
     threads: int = 1,
-    providers: Sequence[str] = CPU,
+    providers: Sequence[Provider] = CPU_ALONE,
     write_optimised: Path | None = None,
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` of a graph.
@@ -27,13 +29,15 @@ def open_session(
         profile: that of the manifest. ``storage`` sets ``session.disable_quant_qdq``: Q and DQ are computed as they
             stand, because kernels of its widths do not exist.
         threads: threads inside one operator.
-        providers: execution providers, the preferred one first.
+        providers: execution providers, the preferred one first, see :func:`edge.bundle.providers.providers_for`. One
+            that does not come up is missing from ``get_providers()`` of the session.
         write_optimised: write the graph here as onnxruntime changed it for this processor.
     """
     import onnxruntime as ort  # noqa: PLC0415 - it takes half a second and 30 MB; reading a bundle must not
 
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = threads
+    # XNNPACK has threads of its own, and two sets of them would be in each other's way.
+    settings.intra_op_num_threads = 1 if providers[0].name == XNNPACK else threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
     # The wire check read these bytes as ONNX; onnxruntime must not see another format in them.
@@ -46,4 +50,16 @@ def open_session(
     if profile == "storage":
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
         disabled = _WRONG_FOR_STORAGE
-    return ort.InferenceSession(model, settings, providers=list(providers), disabled_optimizers=disabled)
+    # Otherwise, after any failure, onnxruntime goes on with other providers and without the settings above.
+    session = ort.InferenceSession(
+        model,
+        settings,
+        providers=[each.name for each in providers],
+        provider_options=[each.options for each in providers],
+        disabled_optimizers=disabled,
+        enable_fallback=0,
+    )
+    session.disable_fallback()
+    # It keeps the bytes for that change alone.
+    session._model_bytes = None  # noqa: SLF001
+    return session

@@ -29,7 +29,8 @@ def open_classifier(
         bundle: the verified bundle.
         threads: threads inside one operator.
         members: as for :class:`Classifier`.
-        provider: this one or none: a short name (``cpu``, ``xnnpack``, ``cuda``, ``tensorrt``) or onnxruntime's.
+        provider: this one or none at all: a short name (``cpu``, ``xnnpack``, ``cuda``, ``tensorrt``) or onnxruntime's;
+            None or ``auto`` chooses by the profile.
         cache: a folder for the engines TensorRT builds, see :func:`edge.bundle.providers.engine_cache`.
 
     Raises:
@@ -41,7 +42,7 @@ def open_classifier(
     import onnxruntime as ort  # noqa: PLC0415 - it takes half a second and 30 MB; wrong arguments must not
 
     available = ort.get_available_providers()
-    if provider is not None:
+    if provider is not None and provider != "auto":
         names = named(provider, available)
         classifier = Classifier(bundle, threads=threads, members=members, providers=names, cache=cache)
         if classifier.providers[0] != names[0]:

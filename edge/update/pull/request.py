@@ -58,7 +58,10 @@ class Answer:
             BrokenError: the connection broke, or nothing came in time.
         """
         with _network_errors_named():
-            return self.response.read1(most_bytes)
+            data = self.response.read1(most_bytes)
+        if len(data) > most_bytes:
+            raise BrokenError("the answer is no HTTP (a chunk of negative length)")
+        return data
 
 
 @contextlib.contextmanager

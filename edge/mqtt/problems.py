@@ -40,7 +40,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return _explain_certificate(error)
     if isinstance(error, ssl.SSLError):
-        return explain_alert(error.reason or str(error))
+        return explain_alert(getattr(error, "reason", None) or str(error))
     for kind, meaning in _NETWORK:
         if isinstance(error, kind):
             return meaning

@@ -61,7 +61,14 @@ def existing_settings(out: Path) -> Settings | None:
         raise UsageError(f"{out / SETTINGS_FILE}: {where}: {first['msg']}: correct it or begin a new folder") from None
 
 
-def plan(out: Path, settings: Settings, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> Plan:
+def plan(
+    out: Path,
+    settings: Settings,
+    *,
+    add: Sequence[str] = (),
+    remove: Sequence[str] = (),
+    now: dt.datetime | None = None,
+) -> Plan:
     """Compare the folder with what it shall be; nothing is written.
 
     What is there and good stays: the authority, passwords, certificates that are valid for 60 days more.
@@ -71,6 +78,7 @@ def plan(out: Path, settings: Settings, *, add: Sequence[str] = (), remove: Sequ
         settings: what it is for.
         add: names of devices, new or known.
         remove: names of devices that shall lose their access.
+        now: what certificates are judged by; the machine's clock where it is absent.
 
     Raises:
         UsageError: a name cannot be used or is unknown, or a file in the folder is malformed.
@@ -78,7 +86,7 @@ def plan(out: Path, settings: Settings, *, add: Sequence[str] = (), remove: Sequ
     """
     devices = _devices(out, add, remove)
     owner = _owner(settings)
-    now = dt.datetime.now(dt.UTC)
+    now = now or dt.datetime.now(dt.UTC)
     made = Plan(settings, devices)
     done = made.changes
     done.append(changes.folder(out, mode=changes.PUBLIC_FOLDER))

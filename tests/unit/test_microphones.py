@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from edge.sound.audio_stream import AudioHeader
 from edge.sound.microphones.file import FileMicrophone
 from edge.sound.microphones.opening import microphone
 from edge.sound.microphones.protocol import Microphone
-from edge.sound.microphones.resampling import Resampler, to_pcm16
+from edge.sound.microphones.resampling import Resampler, amplify, factor, to_pcm16
 from edge.sound.microphones.socket import SocketMicrophone
 
 RATE_HZ = 16_000
@@ -191,6 +192,49 @@ def test_a_wrong_spec_is_one_line(spec: str) -> None:
         microphone(spec, RATE_HZ)
 
 
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("file:x?speed=2", "unknown option 'speed=2': use loop, channel=1 to 64, gain_db=-40 to 40, joined by &"),
+        ("file:x?loop=1", "unknown option 'loop=1'"),
+        ("file:x?channel", "unknown option 'channel'"),
+        ("file:x?loop&loop", "unknown option 'loop'"),
+        ("file:x?channel=0", "channel=0: use channel=1 to 64"),
+        ("sounddevice?channel=two", "channel=two: use channel=1 to 64"),
+        ("sounddevice:card?gain_db=41", "gain_db=41: use gain_db=-40 to 40"),
+        ("sounddevice:card?gain_db=nan", "gain_db=nan: use gain_db=-40 to 40"),
+        ("sounddevice:card?loop", "unknown option 'loop': use channel=1 to 64, gain_db=-40 to 40"),
+        ("sounddevice?", "unknown option ''"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_says_what_is_allowed(spec: str, complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        microphone(spec, RATE_HZ)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_channel_of_a_file_with_gain(tmp_path: Path) -> None:
+    path = tmp_path / "clip.wav"
+    pcm = np.array([[1, 100], [2, -200], [3, 20_000], [4, -20_000], [5, 0]], np.int16)
+    soundfile.write(path, pcm, RATE_HZ)
+    assert _all(microphone(f"file:{path}", RATE_HZ)).tolist() == [1, 2, 3, 4, 5]
+    second = microphone(f"file:{path}?channel=2&gain_db=20", RATE_HZ)
+    assert second.name == f"file:{path} (channel 2 of 2, gain +20 dB)"
+    assert _all(second).tolist() == [1000, -2000, 32767, -32768, 0]
+    assert _all(microphone(f"file:{path}?gain_db=-20&channel=2", RATE_HZ)).tolist() == [10, -20, 2000, -2000, 0]
+    looped = microphone(f"file:{path}?channel=2&loop", RATE_HZ)
+    assert _all(looped, limit=12)[:12].tolist() == [100, -200, 20_000, -20_000, 0] * 2 + [100, -200]
+    with pytest.raises(DataError, match="channel 3: the file has 2"):
+        microphone(f"file:{path}?channel=3", RATE_HZ)
+
+
+def test_gain_rounds_and_clips() -> None:
+    pcm = np.array([-32768, -20_000, -3, 0, 3, 20_000, 32767], np.int16)
+    assert amplify(pcm, factor(6)).tolist() == [-32768, -32768, -6, 0, 6, 32767, 32767]
+    assert amplify(pcm, factor(0)).tolist() == pcm.tolist()
+
+
 def test_resampling_in_pieces_is_resampling_at_once() -> None:
     sound = np.random.default_rng(0).uniform(-0.9, 0.9, 44_100).astype(np.float32)
     whole = Resampler(44_100, RATE_HZ).feed(sound, last=True)
@@ -198,6 +242,28 @@ def test_resampling_in_pieces_is_resampling_at_once() -> None:
     heard = [pieces.feed(part, last=number == 99) for number, part in enumerate(np.array_split(sound, 100))]
     assert np.array_equal(np.concatenate(heard), whole)
     assert abs(len(whole) - RATE_HZ) <= 1
+
+
+@pytest.mark.parametrize("rate_hz", [44_100, 48_000])
+@pytest.mark.parametrize("seconds", [120, pytest.param(3600, marks=pytest.mark.soak)])
+def test_a_long_stream_does_not_drift(rate_hz: int, seconds: int) -> None:
+    """Blocks as a card delivers them: after an hour the sample at time t is still the one with index t x rate."""
+    block, tone_hz = 1117, 440
+    second = (0.5 * np.sin(2 * np.pi * tone_hz * np.arange(rate_hz) / rate_hz)).astype(np.float32)
+    sound = np.concatenate((second, second[:block]))
+    resampler, heard, tail, end = Resampler(rate_hz, RATE_HZ), 0, [np.zeros(0, np.int16)], seconds * rate_hz
+    for start in range(0, end, block):
+        count = min(block, end - start)
+        pcm = resampler.feed(sound[start % rate_hz :][:count], last=start + count == end)
+        heard += len(pcm)
+        tail = [*tail[-100:], pcm]
+    assert abs(heard - seconds * RATE_HZ) <= 1
+    # But for the very end, where the filter meets silence.
+    last = np.concatenate(tail)[:-1000]
+    index = np.arange(heard - 1000 - len(last), heard - 1000)
+    expected = 0.5 * np.sin(2 * np.pi * tone_hz * index / RATE_HZ)
+    assert len(last) > RATE_HZ
+    assert np.abs(last / 32768 - expected).max() < 2e-4
 
 
 def test_rounding_clips() -> None:
@@ -237,39 +303,164 @@ ALSA_CARD = """
 pcm.earshot_null { type null hint { show on description "null" } }
 pcm.earshot { type file slave.pcm "earshot_null" file "/dev/null" infile "%s" format "raw" hint { show on } }
 """
-RECORD = """
-import json, sys, time
+START = """
+import json, os, sys, time
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+clip = Path(sys.argv[2])
 from edge.sound.microphones.opening import microphone
+"""
+RECORD = """
 source = microphone("sounddevice:earshot", 16000)
-source.open()
+stream_id = source.open()
 pcm = source.read()
 time.sleep(1)
 while source.xruns == 0: source.read()
+left = source.stream_id
+while source.stream_id == left: after = source.read()
 source.close()
 source.close()
-print(json.dumps({"name": source.name, "pcm": pcm.tolist(), "dtype": str(pcm.dtype), "xruns": source.xruns}))
+print(json.dumps({"name": source.name, "pcm": pcm.tolist(), "dtype": str(pcm.dtype), "xruns": source.xruns,
+                  "overruns": source.overruns, "streams": [stream_id, left, source.stream_id], "after": len(after)}))
 """
 
 
-def test_portaudio_delivers_what_the_card_records_and_counts_what_was_lost(tmp_path: Path) -> None:
-    """ALSA's file plug-in is a card that runs as fast as it can, so a reader that sleeps must see overruns."""
+@pytest.fixture
+def card(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a script in a process that has one sound card: ALSA's file plug-in, which reads ``clip`` (int16)."""
     system = Path("/usr/share/alsa/alsa.conf")
     if not system.is_file():
         pytest.skip("PortAudio is missing: apt-get install libportaudio2")
+    clip = tmp_path / "clip.raw"
+
+    def run(script: str, pcm: np.ndarray | None = None) -> dict[str, Any]:
+        if pcm is not None:
+            clip.write_bytes(pcm.astype("<i2").tobytes())
+        (tmp_path / "alsa.conf").write_text(ALSA_CARD % clip)
+        environment = {**os.environ, "ALSA_CONFIG_PATH": f"{system}:{tmp_path / 'alsa.conf'}"}
+        done = subprocess.run(
+            [sys.executable, "-c", START + script, str(ROOT), str(clip)],
+            capture_output=True, text=True, check=False, env=environment, timeout=60,
+        )  # fmt: skip
+        if "PortAudio is missing" in done.stderr:
+            pytest.skip("PortAudio is missing: apt-get install libportaudio2")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+    return run
+
+
+def test_portaudio_delivers_what_the_card_records_and_counts_what_was_lost(card: Callable[..., dict[str, Any]]) -> None:
+    """The card runs as fast as it can, so a reader that sleeps must see overruns, and a new stream after them."""
     pcm = np.random.default_rng(0).integers(-32768, 32767, 100_000).astype(np.int16)
-    (tmp_path / "clip.raw").write_bytes(pcm.tobytes())
-    (tmp_path / "alsa.conf").write_text(ALSA_CARD % (tmp_path / "clip.raw"))
-    environment = {**os.environ, "ALSA_CONFIG_PATH": f"{system}:{tmp_path / 'alsa.conf'}"}
-    done = subprocess.run(
-        [sys.executable, "-c", RECORD, str(ROOT)],
-        capture_output=True, text=True, check=False, env=environment, timeout=60,
-    )  # fmt: skip
-    if "PortAudio is missing" in done.stderr:
-        pytest.skip("PortAudio is missing: apt-get install libportaudio2")
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
+    seen = card(RECORD, pcm)
     assert (seen["name"], seen["dtype"]) == ("sounddevice:earshot", "int16")
     assert len(seen["pcm"]) > 0
     assert seen["pcm"] == pcm[: len(seen["pcm"])].tolist()
-    assert seen["xruns"] > 0
+    assert seen["xruns"] >= seen["overruns"] > 0
+    assert seen["streams"][0] == seen["streams"][1] != seen["streams"][2]
+    assert seen["after"] >= 0.2 * RATE_HZ
+
+
+CHANNEL = """
+source = microphone("sounddevice:earshot?channel=3&gain_db=20", 16000)
+source.open()
+pcm = source.read()
+source.close()
+refused = ""
+try: microphone("sounddevice:earshot?channel=64", 16000)
+except Exception as error: refused = str(error)
+print(json.dumps({"name": source.name, "pcm": pcm.tolist(), "refused": refused}))
+"""
+
+
+def test_portaudio_takes_one_channel_with_gain(card: Callable[..., dict[str, Any]]) -> None:
+    sound = np.random.default_rng(0).integers(-100, 100, (30_000, 3))
+    sound[:50, 2] = 20_000
+    seen = card(CHANNEL, sound)
+    assert seen["name"].startswith("sounddevice:earshot (channel 3 of ")
+    assert seen["name"].endswith(", gain +20 dB)")
+    expected = np.clip(sound[:, 2] * 10, -32768, 32767)
+    assert len(seen["pcm"]) > 50
+    assert seen["pcm"] == expected[: len(seen["pcm"])].tolist()
+
+
+LATE = """
+from edge.errors import UnavailableError
+import edge.sound.microphones.portaudio as portaudio
+source = microphone("sounddevice:earshot", 16000)
+source.open()
+source.close()
+away = clip.with_suffix(".away")
+clip.rename(away)
+refused = []
+for _ in range(2):
+    try: source.open()
+    except UnavailableError as error: refused.append(str(error))
+away.rename(clip)
+source.open()
+pcm = source.read()
+source.close()
+print(json.dumps({"refused": refused, "pcm": pcm.tolist()}))
+"""
+
+
+def test_a_card_that_was_unplugged_is_found_again(card: Callable[..., dict[str, Any]]) -> None:
+    pcm = np.random.default_rng(0).integers(-32768, 32767, 30_000).astype(np.int16)
+    seen = card(LATE, pcm)
+    assert len(seen["refused"]) == 2
+    assert seen["refused"][1].startswith("sounddevice:earshot: ")
+    assert seen["pcm"] == pcm[: len(seen["pcm"])].tolist()
+    assert len(seen["pcm"]) > 0
+
+
+STUCK = """
+import threading, queue
+os.mkfifo(clip)
+pipe = os.open(clip, os.O_RDWR)
+import edge.sound.microphones.portaudio as portaudio
+portaudio._SILENT_CARD_S = 1.0
+portaudio._CLOSE_TIMEOUT_S = 0.5
+from edge.sound.recorder import Recorder
+from edge.sound.streams import Streams
+plugged = threading.Event()
+plugged.set()
+def feed():
+    while True:
+        plugged.wait()
+        os.write(pipe, bytes(320))
+        time.sleep(0.01)
+threading.Thread(target=feed, daemon=True).start()
+streams = Streams(16000, 16000, lambda: None)
+stop = threading.Event()
+recorder = Recorder(microphone("sounddevice:earshot", 16000), streams, stop)
+recorder.start()
+def wait(holds):
+    end = time.monotonic() + 20
+    while not holds():
+        if time.monotonic() > end: sys.exit("waited in vain")
+        time.sleep(0.01)
+wait(lambda: streams.current and streams.current.ring.end > 8000)
+first = streams.current
+plugged.clear()
+wait(lambda: streams.problem)
+problem = streams.problem
+before = streams.reopened
+plugged.set()
+wait(lambda: streams.reopened and streams.current.ring.end > 1600)
+stop.set()
+recorder.join(20)
+print(json.dumps({"problem": problem, "before": before, "reopened": streams.reopened, "ended": first.ended,
+                  "new": streams.current is not first, "silent_s": streams.silent_s, "alive": recorder.is_alive()}))
+"""
+
+
+def test_a_card_whose_driver_hangs_is_reported_and_heard_again(card: Callable[..., dict[str, Any]]) -> None:
+    """The card is a pipe that nobody fills: its driver sits in a read that does not return, as some do."""
+    seen = card(STUCK)
+    assert seen["problem"] == "sounddevice:earshot: the card has been silent for 1 s"
+    assert (seen["before"], seen["reopened"]) == (0, 1)
+    assert seen["ended"]
+    assert seen["new"]
+    assert not seen["alive"]
+    assert seen["silent_s"] > 0.5

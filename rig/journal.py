@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +214,13 @@ class Journal:
         with _telling(self._folder), self._database as database:
             database.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
         return self.meta()[key]
+
+    def append(self, key: str, values: Sequence[Any]) -> None:
+        """Add to a list of facts that may change while the session runs."""
+        with _telling(self._folder), self._database as database:
+            row = database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+            document = [*(json.loads(row[0]) if row else ()), *values]
+            database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(document)))
 
     def attempts(self) -> Iterator[Attempt]:
         """Every attempt, valid or not, by trial and attempt number."""

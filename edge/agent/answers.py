@@ -51,6 +51,15 @@ class Answers:
             if each.command.return_audio:
                 self._return_audio(each.command, each.pcm)
 
+    def keep(self, prediction: Prediction) -> None:
+        """Store a prediction that nobody asked for, and publish it."""
+        for payload in self._store([prediction]):
+            self._link.publish_bytes(payload, "prediction")
+
+    def say(self, prediction: Prediction) -> None:
+        """Publish a prediction once."""
+        self._link.publish(prediction, "prediction")
+
     def _predict(self, heard: Heard) -> Prediction:
         command = heard.command
         return self._predictor.predict(

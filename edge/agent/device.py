@@ -1,7 +1,7 @@
 """The device itself: sound and commands in, predictions out.
 
-Three threads: the recorder copies sound into the current stream, paho's network thread judges commands, and
-the thread that calls :meth:`Device.run` does everything else (inference, outbox, publishing).
+Three threads: the recorder copies sound into the current stream, paho's network thread judges commands and tells the
+time, and the thread that calls :meth:`Device.run` does everything else (inference, outbox, publishing, updates).
 """
 
 from __future__ import annotations
@@ -10,17 +10,29 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from nacl.signing import VerifyKey
+
 from edge.agent.answers import Answers
+from edge.agent.authority import Authority
 from edge.agent.commands import Commands
+from edge.agent.listening import Listening
+from edge.agent.management import Management
+from edge.agent.notify import Notifier
 from edge.agent.outbox import Outbox
 from edge.agent.prediction import Predictor
 from edge.agent.recogniser import Model, Recogniser
 from edge.agent.reports import Reports
 from edge.agent.trials import Heard, Trials
-from edge.errors import DataError, UnavailableError
-from edge.messages import Acknowledge, Listen, Reply
+from edge.agent.trigger import ListeningSettings
+from edge.agent.updates import NoUpdates, Updates
+from edge.agent.vitality import Vitality
+from edge.bridges.home_assistant import discovery
+from edge.errors import UnavailableError
+from edge.health.sampler import HealthSampler
+from edge.messages import Acknowledge, Clock, Listen, Reply
 from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.link import Link
 from edge.sound.microphones.protocol import Microphone
@@ -33,6 +45,8 @@ OUTBOX_FILE = "outbox.sqlite"
 _TICK_S = 0.25
 # Windows that are ready together share one commit; more would make the first of them wait.
 _GROUP = 8
+# How often health is looked at: often enough for a confirmation, rare enough to cost nothing.
+_OBSERVE_S = 0.5
 
 
 class Device:
@@ -45,7 +59,10 @@ class Device:
         microphone: delivers the bundle's sample rate.
         url: the broker.
         state_dir: existing folder for the outbox; this process alone uses it.
-        hop_ms: without being asked, classify a window every ``hop_ms``; None listens only on command.
+        operators: keys whose commands are obeyed; without any, no command is.
+        listening: how to listen without being asked; None listens only on command.
+        updates: exchanges bundles and keys; None refuses to.
+        home_assistant: topic prefix of Home Assistant's discovery; None keeps out of its way.
         publish_noise_seed: tell with every prediction of a stochastic ensemble what its noise was drawn from.
 
     Raises:
@@ -62,22 +79,44 @@ class Device:
         microphone: Microphone,
         url: BrokerUrl,
         state_dir: Path,
-        hop_ms: float | None = None,
+        operators: Sequence[VerifyKey] = (),
+        listening: ListeningSettings | None = None,
+        updates: Updates | None = None,
+        home_assistant: str | None = None,
         publish_noise_seed: bool = False,
     ) -> None:
-        rate_hz = bundle.manifest.rate_hz
+        manifest = bundle.manifest
         self.name = name
         self.boot_id = secrets.token_hex(8)
         self._microphone = microphone
         self._wake = threading.Event()
         self._connected_anew = threading.Event()
-        self._streams = streams = Streams(rate_hz, bundle.manifest.window_samples, self._wake.set)
+        self._updates = updates or NoUpdates()
+        self._notifier = Notifier()
+        self._authority = authority = Authority(name, self.boot_id, operators)
+        self._streams = streams = Streams(manifest.rate_hz, manifest.window_samples, self._wake.set)
         self._trials = Trials(streams)
-        self._predictor = Predictor(name, self.boot_id, bundle, classifier, publish_noise_seed=publish_noise_seed)
-        self._commands = Commands(name, complain=self._complain, on_command=self._wake.set)
+        health = HealthSampler(name, self.boot_id, state_dir)
+        self._predictor = Predictor(
+            name,
+            self.boot_id,
+            bundle,
+            classifier,
+            publish_noise_seed=publish_noise_seed,
+            on_window=health.note_window,
+        )
+        self._commands = Commands(
+            name,
+            self.boot_id,
+            authority,
+            complain=self._complain,
+            tell_time=self._tell_time,
+            on_command=self._wake.set,
+        )
         self._link = link = Link(url, name, self.boot_id, on_command=self._commands.receive, on_ready=self._on_ready)
         self._outbox = Outbox(state_dir / OUTBOX_FILE)
         self._answers = Answers(predictor=self._predictor, streams=streams, outbox=self._outbox, link=link)
+        self._management = Management(boot_id=self.boot_id, updates=self._updates, authority=authority, link=link)
         self._reports = Reports(
             device=name,
             boot_id=self.boot_id,
@@ -87,15 +126,35 @@ class Device:
             microphone=microphone,
             streams=streams,
             link=link,
+            authority=authority,
+            updates=self._updates,
+            health=health,
         )
-        self._hop_samples = None if hop_ms is None else max(1, round(hop_ms * rate_hz / 1000))
-        self._hop_next = ("", 0)
+        self._listening = None
+        if listening is not None:
+            self._listening = Listening(
+                listening,
+                manifest=manifest,
+                predictor=self._predictor,
+                streams=streams,
+                can_wait=microphone.can_wait,
+                keep=self._answers.keep,
+                say=self._answers.say,
+            )
+        hop_samples = None if listening is None else listening.hop_samples(manifest.rate_hz)
+        self._vitality = Vitality(streams, self._predictor, hop_samples=hop_samples)
+        self._discovery = None
+        if home_assistant is not None:
+            self._discovery = discovery(
+                name, bundle_name=manifest.name, bundle_version=manifest.version, prefix=home_assistant
+            )
+        self._observed_s = self._fed_s = 0.0
 
     def run(self, stop: threading.Event, *, connect_timeout_s: float = 0.0) -> None:
-        """Work until ``stop`` is set; call :meth:`wake` after setting it.
+        """Work until ``stop`` is set, or another bundle is to run (``updates.wants_restart``).
 
         Args:
-            stop: ends it, from another thread or a signal handler.
+            stop: ends it, from another thread or a signal handler; call :meth:`wake` after setting it.
             connect_timeout_s: give up when the broker is not reached within this time at the start; 0 tries for ever.
 
         Raises:
@@ -110,8 +169,9 @@ class Device:
         log.info("waiting for broker %s", self._link.url)
         self._link.start()
         recorder.start()
+        self._notifier.ready()
         try:
-            while not stop.is_set():
+            while not stop.is_set() and not self._updates.wants_restart:
                 busy = self._work()
                 waited_s = time.monotonic() - start_s
                 if connect_timeout_s and not self._link.ever_connected and waited_s > connect_timeout_s:
@@ -120,7 +180,10 @@ class Device:
                     self._wake.wait(_TICK_S)
                     self._wake.clear()
         finally:
+            if not self._updates.wants_restart:
+                self._notifier.stopping()
             stop.set()
+            self._updates.close()
             self._link.stop()
             recorder.join(2.0)
             self._outbox.close()
@@ -137,6 +200,9 @@ class Device:
         reply = Reply(device=self.name, boot_id=self.boot_id, verb=verb, ok=False, detail=detail)
         self._link.publish(reply, "reply")
 
+    def _tell_time(self, clock: Clock) -> None:
+        self._link.publish(clock, "clock", qos=0)
+
     def _work(self) -> bool:
         """One round; true when another one should follow without waiting."""
         self._take_commands()
@@ -144,14 +210,13 @@ class Device:
         for each in refused:
             self._answers.refuse(each)
         self._answers.answer(heard)
+        hopped = self._listening is not None and self._listening.step()
         self._tell_recorder(heard)
-        hopped = self._listen_on()
-        if self._link.connected:
-            anew = self._connected_anew.is_set()
+        anew = self._link.connected and self._connected_anew.is_set()
+        if anew:
             self._connected_anew.clear()
-            self._reports.tell_info(anew=anew)
-            self._answers.repeat(everything=anew)
-        self._reports.tell_level()
+        self._observe()
+        self._report(anew=anew)
         return bool(heard) or hopped
 
     def _take_commands(self) -> None:
@@ -159,8 +224,10 @@ class Device:
         while (command := self._commands.take()) is not None:
             if isinstance(command, Acknowledge):
                 acknowledged.extend((command.boot_id, seq) for seq in command.seqs)
-            else:
+            elif isinstance(command, Listen):
                 self._take_listen(command)
+            else:
+                self._management.carry_out(command)
         self._answers.acknowledge(acknowledged)
 
     def _take_listen(self, command: Listen) -> None:
@@ -175,27 +242,44 @@ class Device:
         if stream is None:
             return
         answered = [each.command.sample_index for each in heard if each.command.stream_id == stream.stream_id]
-        needed_from = self._trials.needed_from(stream.stream_id)
-        stream.release(needed_from=needed_from, released=max(answered, default=0))
+        listens_from = None if self._listening is None else self._listening.needed_from(stream.stream_id)
+        # Where nobody may ask for a window, what was listened to is done with.
+        if listens_from is not None and not self._authority.operators:
+            answered.append(listens_from)
+        needed = [each for each in (self._trials.needed_from(stream.stream_id), listens_from) if each is not None]
+        stream.release(needed_from=min(needed, default=None), released=max(answered, default=0))
 
-    def _listen_on(self) -> bool:
-        """Classify the next window of continuous listening; nobody acknowledges it, so it is not kept."""
-        stream = self._streams.current
-        if self._hop_samples is None or stream is None or stream.ended:
-            return False
-        stream_id, index = self._hop_next if self._hop_next[0] == stream.stream_id else (stream.stream_id, 0)
-        late = stream.ring.end - self._streams.window_samples - index
-        if late < 0:
-            return False
-        # A slow machine leaves windows out rather than fall behind.
-        index += late // self._hop_samples * self._hop_samples
-        self._hop_next = (stream_id, index + self._hop_samples)
-        try:
-            pcm = stream.ring.read(index, self._streams.window_samples)
-            xruns = self._streams.xruns
-            prediction = self._predictor.predict(pcm, stream_id=stream_id, sample_index=index, xruns=xruns)
-        except DataError as error:
-            log.warning("no prediction at sample %d: %s", index, error)
-            return True
-        self._link.publish(prediction, "prediction")
-        return True
+    def _observe(self) -> None:
+        """Look now and then whether all is well: for the bundle that must prove itself, and for systemd."""
+        now_s = time.monotonic()
+        if now_s - self._observed_s < _OBSERVE_S:
+            return
+        self._observed_s = now_s
+        if self._updates.confirmed is False:
+            self._updates.observe(healthy=self._vitality.is_healthy())
+        watchdog_s = self._notifier.watchdog_s
+        alive = self._vitality.is_alive
+        if watchdog_s is not None and alive and now_s - self._fed_s >= watchdog_s / 4:
+            self._fed_s = now_s
+            self._notifier.alive()
+        self._notifier.status(self._in_one_line(alive=alive))
+
+    def _in_one_line(self, *, alive: bool) -> str:
+        broker = "connected" if self._link.connected else f"broker {self._link.problem}"
+        sound = self._streams.problem or ("sound comes" if alive else "sound is not classified")
+        return f"{broker}; {sound}"
+
+    def _report(self, *, anew: bool) -> None:
+        if anew and self._discovery is not None:
+            self._link.publish_at(*self._discovery, retain=True)
+        self._reports.tell_updates(anew=anew)
+        if not self._link.connected:
+            return
+        self._reports.tell_info(anew=anew)
+        self._answers.repeat(everything=anew)
+        self._reports.tell_level()
+        self._reports.tell_health(
+            outbox_depth=len(self._outbox),
+            outbox_dropped=self._outbox.dropped,
+            rejected_commands=self._commands.rejected,
+        )

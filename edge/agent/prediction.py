@@ -23,7 +23,7 @@ class Predictor:
     """Classifies one window at a time, so that ``latency_ms`` is what one window costs, and numbers the results.
 
     ``publish_noise_seed`` tells with every prediction of a stochastic ensemble, and in the log, what its noise was
-    drawn from; otherwise nobody ever learns it.
+    drawn from; otherwise nobody ever learns it. ``on_window(latency_ms)`` is called for each window, asked for or not.
     """
 
     def __init__(
@@ -34,13 +34,16 @@ class Predictor:
         classifier: Recogniser,
         *,
         publish_noise_seed: bool = False,
+        on_window: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self.windows = 0
         self.boot_id = boot_id
         self.bundle_sha256 = bundle.sha256
         self._device = device
         self._labels = bundle.manifest.labels
         self._classifier = classifier
         self._publish_noise_seed = publish_noise_seed
+        self._on_window = on_window
         self._seq = 0
 
     def predict(
@@ -61,13 +64,7 @@ class Predictor:
             DataError: the model gave a score that is not finite, or what is no answer.
             UnavailableError: who recognises cannot be reached now.
         """
-        start_ns = time.perf_counter_ns()
-        seed = None if self._classifier.members is None else fresh_seed()
-        noise = None if seed is None else self._classifier.noise(seed)
-        scores = self._classifier.scores(pcm.astype(np.float32)[np.newaxis] / np.float32(32768), noise=noise)[0]
-        latency_ms = (time.perf_counter_ns() - start_ns) / 1e6
-        if not np.isfinite(scores).all():
-            raise DataError("the model gave a score that is not finite")
+        scores, latency_ms, seed = self._classify(pcm)
         published = seed.hex() if seed is not None and self._publish_noise_seed else None
         if published is not None:
             members = self._classifier.members
@@ -94,3 +91,25 @@ class Predictor:
         )
         self._seq += 1
         return prediction
+
+    def try_out(self, pcm: Pcm16) -> None:
+        """Classify samples (window_samples,) for nobody, to see whether it can be done.
+
+        Raises:
+            DataError: the model gave a score that is not finite, or what is no answer.
+            UnavailableError: who recognises cannot be reached now.
+        """
+        self._classify(pcm)
+
+    def _classify(self, pcm: Pcm16) -> tuple[Floats, float, bytes | None]:
+        """Scores (classes,), what they cost in milliseconds, and the seed of the noise, if any."""
+        start_ns = time.perf_counter_ns()
+        seed = None if self._classifier.members is None else fresh_seed()
+        noise = None if seed is None else self._classifier.noise(seed)
+        scores = self._classifier.scores(pcm.astype(np.float32)[np.newaxis] / np.float32(32768), noise=noise)[0]
+        latency_ms = (time.perf_counter_ns() - start_ns) / 1e6
+        if not np.isfinite(scores).all():
+            raise DataError("the model gave a score that is not finite")
+        self.windows += 1
+        self._on_window(latency_ms)
+        return scores, latency_ms, seed

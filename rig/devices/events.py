@@ -5,9 +5,9 @@ from __future__ import annotations
 import queue
 from dataclasses import dataclass
 
-from edge.messages import Info, Prediction, Reply, State
+from edge.messages import Health, Info, Level, Prediction, Reply, State, UpdateStatus
 
-Report = State | Info | Prediction | Reply
+Report = State | Info | Prediction | Reply | Level | Health | UpdateStatus
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from edge.errors import UnavailableError
 from edge.messages import Health, Info, Level, Message, Prediction, State, UpdateStatus
 from edge.mqtt.broker_url import BrokerUrl
 from rig.devices.events import BrokerChanged, Events, Received
-from rig.devices.link import Link
+from rig.devices.link import REPORTS, Link
+from rig.devices.operator import Operator
 
 CONNECT_TIMEOUT_S = 5.0
 # What is retained arrives at once after the subscription; a broker far away takes a moment.
@@ -70,16 +71,19 @@ class Fleet:
     Args:
         url: the broker.
         devices: names; ``+`` is every device.
+        operator: signs what is sent; None only listens.
 
     Raises:
         UnavailableError: when entered, the broker cannot be reached or refuses.
     """
 
-    def __init__(self, url: BrokerUrl, devices: tuple[str, ...] = (ANYBODY,)) -> None:
+    def __init__(
+        self, url: BrokerUrl, devices: tuple[str, ...] = (ANYBODY,), *, operator: Operator | None = None
+    ) -> None:
         self.members: dict[str, Member] = {}
         self._url = url
         self._events: Events = queue.SimpleQueue()
-        self.link = Link(url, devices, self._events)
+        self.link = Link(url, devices, self._events, operator=operator, reports=tuple(REPORTS))
 
     def __enter__(self) -> Self:
         self.link.__enter__()

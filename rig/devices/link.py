@@ -1,45 +1,106 @@
-"""The rig's connection to the broker: hears the devices, sends them commands, survives a broker that dies."""
+"""The rig's connection to the broker: hears the devices, sends them signed commands, survives a broker that dies."""
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import paho.mqtt.client as mqtt
 
 from edge.errors import UnavailableError, UsageError
-from edge.messages import Info, Message, Prediction, Reply, State, parse, topic
+from edge.messages import (
+    Clock,
+    Echo,
+    Health,
+    Info,
+    Level,
+    Message,
+    Prediction,
+    Reply,
+    State,
+    UpdateStatus,
+    check_name,
+    parse,
+    topic,
+)
 from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.client import new_client
+from rig.devices.clock import ROUND_TRIPS, ClockOffset, Clocks, Instant
 from rig.devices.events import BrokerChanged, Events, Received, Report
+from rig.devices.operator import Operator
 
 log = logging.getLogger(__name__)
 
-REPORTS: dict[str, type[Report]] = {"state": State, "info": Info, "prediction": Prediction, "reply": Reply}
+REPORTS: dict[str, type[Report]] = {
+    "state": State,
+    "info": Info,
+    "prediction": Prediction,
+    "reply": Reply,
+    "level": Level,
+    "health": Health,
+    "update": UpdateStatus,
+}
+# What a session needs; who shows devices to people wants all of them.
+SESSION_REPORTS = ("state", "info", "prediction", "reply")
 KEEPALIVE_S = 20
 # A session stands still without its broker, so the first retry is quick and the longest wait is short.
 RECONNECT_MIN_S, RECONNECT_MAX_S = 1, 5
+# Commands that wait for a device whose boot is not known yet; a session asks for eight windows at a time.
+MAX_WAITING = 1000
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A command that the broker has not taken yet."""
+
+    verb: str
+    command: Message
+    publication: mqtt.MQTTMessageInfo
 
 
 class Link:
-    """MQTT 3.1.1 to the devices of a session.
+    """MQTT 3.1.1 to devices.
+
+    Every command is put under the operator's signature for the boot that the device announced last. One to a device
+    that has announced nothing waits until it does; one that is still with us when the device announces another boot is
+    signed again.
 
     Args:
         url: the broker.
-        devices: whose messages to hear.
+        devices: whose messages to hear; ``+`` is everybody's.
         events: gets every valid message and every change of the connection.
+        operator: signs the commands; None can only listen.
+        reports: which messages to hear, keys of :data:`REPORTS`.
 
     Raises:
         UnavailableError: nobody listens at ``url`` when the link is entered.
     """
 
-    def __init__(self, url: BrokerUrl, devices: Iterable[str], events: Events) -> None:
+    def __init__(
+        self,
+        url: BrokerUrl,
+        devices: Iterable[str],
+        events: Events,
+        *,
+        operator: Operator | None = None,
+        reports: Sequence[str] = SESSION_REPORTS,
+    ) -> None:
+        self.malformed = 0
         self._url = url
         self._devices = tuple(devices)
         self._events = events
-        self.malformed = 0
+        self._operator = operator
+        self._reports = tuple(reports)
+        self._clocks = Clocks()
+        self._lock = threading.Lock()
+        self._boots: dict[str, str] = {}
+        self._waiting: dict[str, deque[tuple[str, Message]]] = {}
+        self._sent: dict[str, deque[_Sent]] = {}
         client = new_client(url, f"earshot-rig-{secrets.token_hex(4)}")
         client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
         client.max_inflight_messages_set(1000)
@@ -63,21 +124,92 @@ class Link:
         self._client.disconnect()
         self._client.loop_stop()
 
+    def boot_id(self, device: str) -> str | None:
+        """The boot that a device announced last, None before it announced any."""
+        with self._lock:
+            return self._boots.get(device)
+
     def send(self, verb: str, command: Message) -> None:
-        """Publish a command to the device it names, QoS 1; it waits in memory while the broker is away."""
-        self._client.publish(topic(command.device, "command", verb), command.to_json(), qos=1)
+        """Sign a command and publish it to the device it names, QoS 1; it waits while device or broker are away.
+
+        Raises:
+            UsageError: this link has no operator.
+            UnavailableError: 1,000 commands wait for this device already.
+        """
+        operator = self._need_operator()
+        with self._lock:
+            boot_id = self._boots.get(command.device)
+            if boot_id is not None:
+                self._publish(operator, verb, command, boot_id)
+                return
+            waiting = self._waiting.setdefault(command.device, deque())
+            if len(waiting) >= MAX_WAITING:
+                raise UnavailableError(f"device {command.device}: {MAX_WAITING} commands wait for it already, start it")
+            waiting.append((verb, command))
+
+    def measure_clock(self, device: str, *, round_trips: int = ROUND_TRIPS) -> ClockOffset:
+        """The offset of a device's clocks to the rig's; takes ``round_trips`` round trips, one after the other.
+
+        Raises:
+            UsageError: this link has no operator, or ``round_trips`` is out of range.
+            UnavailableError: the device announced no boot, or answers no echo.
+        """
+        operator = self._need_operator()
+
+        def echo(nonce: str) -> Instant:
+            boot_id = self.boot_id(device)
+            if boot_id is None:
+                raise UnavailableError(f"device {device}: never announced itself at {self._url}, start it")
+            payload = operator.seal("echo", Echo(device=device, nonce=nonce), boot_id).to_json()
+            sent = Instant.now()
+            self._client.publish(topic(device, "command", "echo"), payload, qos=0)
+            return sent
+
+        check_name(device)
+        return self._clocks.measure(device, echo, round_trips=round_trips)
+
+    def _need_operator(self) -> Operator:
+        if self._operator is None:
+            raise UsageError("no key signs the command: give --operator KEY.pem, or 'operator' in the --station file")
+        return self._operator
+
+    def _publish(self, operator: Operator, verb: str, command: Message, boot_id: str) -> None:
+        payload = operator.seal(verb, command, boot_id).to_json()
+        publication = self._client.publish(topic(command.device, "command", verb), payload, qos=1)
+        sent = self._sent.setdefault(command.device, deque())
+        while sent and _is_out(sent[0]):
+            sent.popleft()
+        sent.append(_Sent(verb, command, publication))
+
+    def _note_boot(self, state: State) -> None:
+        """A device is there: what waited for it can be signed, and what an earlier boot never got is signed anew."""
+        if state.status != "online" or self._operator is None:
+            return
+        with self._lock:
+            before = self._boots.get(state.device)
+            self._boots[state.device] = state.boot_id
+            if before == state.boot_id:
+                return
+            again = [(each.verb, each.command) for each in self._sent.pop(state.device, ()) if not _is_out(each)]
+            for verb, command in (*again, *self._waiting.pop(state.device, ())):
+                self._publish(self._operator, verb, command, state.boot_id)
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             log.warning("broker %s refuses: %s", self._url, reason)
             return
-        client.subscribe([(topic(device, kind), 1) for device in self._devices for kind in REPORTS])
+        kinds = {*self._reports, "state"} if self._operator is not None else set(self._reports)
+        topics = [(topic(device, kind), 1) for device in self._devices for kind in sorted(kinds)]
+        if self._operator is not None:
+            topics += [(topic(device, "clock"), 0) for device in self._devices]
+        client.subscribe(topics)
         self._events.put(BrokerChanged(connected=True))
 
     def _on_disconnect(self, *_: Any) -> None:
         self._events.put(BrokerChanged(connected=False))
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        received = Instant.now()
         _, _, device, kind = message.topic.split("/")
         try:
             report = _read(device, kind, message.payload)
@@ -85,11 +217,24 @@ class Link:
             self.malformed += 1
             log.warning("%s: dropped: %s", message.topic, error)
             return
+        if isinstance(report, Clock):
+            self._clocks.take(report, received)
+            return
+        if isinstance(report, State):
+            self._note_boot(report)
         self._events.put(Received(report))
 
 
-def _read(device: str, kind: str, payload: bytes | bytearray) -> Report:
-    report = parse(REPORTS[kind], payload)
+def _is_out(sent: _Sent) -> bool:
+    """Whether the broker has taken a command; one that paho refused will never be."""
+    try:
+        return sent.publication.is_published()
+    except (ValueError, RuntimeError):
+        return True
+
+
+def _read(device: str, kind: str, payload: bytes | bytearray) -> Report | Clock:
+    report: Report | Clock = parse(Clock, payload) if kind == "clock" else parse(REPORTS[kind], payload)
     if report.device != device:
         raise UsageError(f"{kind}: says device {report.device!r} on the topic of {device!r}")
     return report

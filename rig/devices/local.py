@@ -24,6 +24,7 @@ class LocalDevice:
         name: device name in topics.
         bundle: file to run.
         trust: public key files.
+        operator: public key file of who commands it.
         broker: where it reports.
         sound: ``HOST:PORT`` of the rig's :class:`rig.devices.audio_server.AudioServer`.
         folder: keeps its outbox and its log.
@@ -31,7 +32,16 @@ class LocalDevice:
     """
 
     def __init__(
-        self, name: str, *, bundle: Path, trust: list[Path], broker: BrokerUrl, sound: str, folder: Path, events: Events
+        self,
+        name: str,
+        *,
+        bundle: Path,
+        trust: list[Path],
+        operator: Path,
+        broker: BrokerUrl,
+        sound: str,
+        folder: Path,
+        events: Events,
     ) -> None:
         self.name = name
         self._events = events
@@ -39,6 +49,7 @@ class LocalDevice:
         self._command = [sys.executable, "-m", "edge.cli", "run", "--name", name, "--bundle", str(bundle)]
         for key in trust:
             self._command += ["--trust", str(key)]
+        self._command += ["--operator", str(operator)]
         self._command += ["--broker", str(broker), "--microphone", f"socket:{sound}"]
         self._command += ["--state-dir", str(folder / name), "--exit-on-stdin-eof"]
         self._process: subprocess.Popen[bytes] | None = None

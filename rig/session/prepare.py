@@ -34,18 +34,21 @@ class Setup:
 
     ``device`` is ``local`` (a process of its own per bundle) or ``mqtt://HOST[:PORT]/NAME``, a device that
     already runs; ``broker`` is ``embedded``, ``embedded:PORT`` or a URL; sound for the device's
-    ``socket:`` microphone is served on ``sound_host:sound_port`` (0 = any free port).
+    ``socket:`` microphone is served on ``sound_host:sound_port`` (0 = any free port). ``operator`` is the file of the
+    private key whose commands a device that already runs obeys; those of the session obey a key of its own.
     """
 
     device: str = "local"
     broker: str = "embedded"
     sound_host: str = "127.0.0.1"
     sound_port: int = 0
+    operator: str | None = None
 
     def to_toml(self, air: str) -> str:
         """The content of ``station.toml``."""
         # JSON strings and integers are TOML values too.
-        lines = [f"{key} = {json.dumps(value)}" for key, value in {"air": air, **asdict(self)}.items()]
+        facts = {"air": air, **asdict(self)}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in facts.items() if value is not None]
         return "\n".join(lines) + "\n"
 
 

@@ -338,6 +338,7 @@ def resume(
         # The stage first: a dead broker is told in a second, not after minutes of crafting.
         with Stage(material, setup or Setup(**meta["setup"]), folder) as stage:
             foreign.hold(folder, journal, stage.devices.values())
+            journal.append("clocks", stage.measure_clocks())
             material.crafter.prepare(material.conditions, progress=crafting)
             _Runner(material, journal, stage, samples, playing).run()
 

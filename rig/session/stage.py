@@ -6,10 +6,13 @@ import queue
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
+from edge import files
+from edge.bundle.signing import public_pem
 from edge.errors import PlanError, ThresholdError, UnavailableError, UsageError
 from edge.messages import Info, State, check_name
 from edge.mqtt.broker_url import BrokerUrl
@@ -18,6 +21,7 @@ from rig.devices.audio_server import AudioServer
 from rig.devices.events import Event, Events, ProcessEnded, Received, StreamChanged
 from rig.devices.link import Link
 from rig.devices.local import LocalDevice
+from rig.devices.operator import Operator
 from rig.session import foreign
 from rig.session.foreign import ModelIdentity
 from rig.session.material import Material, bundle_path
@@ -26,6 +30,7 @@ from rig.session.prepare import Setup
 READY_TIMEOUT_S = 30.0
 MAX_RESTARTS = 50
 RESTART_PAUSE_S = 0.2
+OPERATOR_KEY = "operator.pub"
 
 
 @dataclass
@@ -98,7 +103,8 @@ class Stage:
             if len(self._material.tested) > 1:
                 raise PlanError("a device runs one bundle: give each bundle of the plan its own plan and session")
             names = {name: self._material.tested[0]}
-        self.link = self._stack.enter_context(Link(broker, names, self.events))
+        operator = self._operator()
+        self.link = self._stack.enter_context(Link(broker, names, self.events, operator=operator))
         for name, bundle in names.items():
             sound = self._stack.enter_context(
                 AudioServer(
@@ -113,19 +119,43 @@ class Stage:
             model = ModelIdentity(tested.sha256, tested.manifest.labels) if tested else None
             self.devices[name] = StagedDevice(name, bundle, sound, model=model)
         if self.is_local:
+            folder = self._folder / "devices"
+            files.write(folder / OPERATOR_KEY, public_pem(operator.public_key))
             for device in self.devices.values():
                 entry = self._material.plan.bundles[list(self._material.bundles).index(device.bundle)]
                 process = LocalDevice(
                     device.name,
                     bundle=bundle_path(entry),
                     trust=list(self._material.trust),
+                    operator=folder / OPERATOR_KEY,
                     broker=broker,
                     sound=device.sound.address,
-                    folder=self._folder / "devices",
+                    folder=folder,
                     events=self.events,
                 )
                 device.process = self._stack.enter_context(process)
         self._wait_until_ready()
+
+    def _operator(self) -> Operator:
+        """Who commands: a key of this run alone for the devices it starts, else the station's."""
+        if self.is_local:
+            return Operator.ephemeral()
+        if self._setup.operator is None:
+            raise UsageError(
+                f"device {self._setup.device} obeys signed commands only: give --operator KEY.pem, or 'operator' in"
+                " the --station file"
+            )
+        return Operator.load(Path(self._setup.operator))
+
+    def measure_clocks(self) -> list[dict[str, Any]]:
+        """How far each device's clocks are from ours now, for the journal.
+
+        Raises:
+            UnavailableError: a device does not answer.
+        """
+        measured_utc = datetime.now(UTC).isoformat(timespec="seconds")
+        offsets = [self.link.measure_clock(name) for name in self.devices]
+        return [{**offset.as_document(), "measured_utc": measured_utc} for offset in offsets]
 
     def _open_broker(self) -> BrokerUrl:
         wanted = parse_broker(self._setup.broker)

@@ -12,6 +12,7 @@ import typer
 
 from edge.errors import ThresholdError, UsageError
 from rig.cli.console import print_json, progress, say
+from rig.cli.devices.options import OperatorOption, StationOption
 from rig.cli.sessions.plan import outline_plan, print_outline
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def run(
     device: DeviceOption = "local",
     broker: BrokerOption = "embedded",
     listen: ListenOption = "127.0.0.1:0",
+    operator: OperatorOption = None,
+    station: StationOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The session's folder.", show_default="runs/PLAN-AIR-TIME")
     ] = None,
@@ -47,7 +50,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a plan in one air and write its report."""
-    setup = make_setup(device, broker, listen)
+    setup = make_setup(device, broker, listen, operator=operator, station=station)
     if dry_run:
         outline = outline_plan(plan, air, show_progress=not as_json)
         print_json(outline) if as_json else print_outline(outline)
@@ -62,6 +65,8 @@ def resume(
     device: Annotated[str | None, typer.Option("--device", help="Another device than the session began with.")] = None,
     broker: Annotated[str | None, typer.Option("--broker", help="Another broker.")] = None,
     listen: Annotated[str | None, typer.Option("--listen", help="Another HOST:PORT for the sound.")] = None,
+    operator: OperatorOption = None,
+    station: StationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the trials of a session that have no result yet; nothing that counts is repeated."""
@@ -70,7 +75,11 @@ def resume(
     with Journal(folder, read_only=True) as journal:
         stored = journal.meta()["setup"]
     sound = listen or f"{stored['sound_host']}:{stored['sound_port']}"
-    setup = make_setup(device or stored["device"], broker or stored["broker"], sound)
+    if operator is None and station is None and stored.get("operator"):
+        operator = Path(stored["operator"])
+    setup = make_setup(
+        device or stored["device"], broker or stored["broker"], sound, operator=operator, station=station
+    )
     finish(continue_session(folder, setup, quiet=as_json), folder, as_json=as_json)
 
 
@@ -89,12 +98,16 @@ def show(
     print_summary(summary)
 
 
-def make_setup(device: str, broker: str, listen: str) -> Setup:
-    """The station's facts from the command line.
+def make_setup(
+    device: str, broker: str, listen: str, *, operator: Path | None = None, station: Path | None = None
+) -> Setup:
+    """The station's facts from the command line and the station file.
 
     Raises:
-        UsageError: a value has the wrong form.
+        UsageError: a value has the wrong form, or a device that runs elsewhere has no usable operator's key.
     """
+    from edge.bundle.signing import load_private_key
+    from rig.cli.devices.options import access
     from rig.session.prepare import Setup
     from rig.session.stage import parse_broker, parse_device
 
@@ -102,9 +115,19 @@ def make_setup(device: str, broker: str, listen: str) -> Setup:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise UsageError(f"--listen {listen!r}: use HOST:PORT, e.g. 0.0.0.0:7000")
     parse_broker(broker)
+    key: Path | None = None
     if device != "local":
-        parse_device(device)
-    return Setup(device=device, broker=broker, sound_host=host.strip("[]"), sound_port=int(port))
+        url, _ = parse_device(device)
+        reach = access(str(url), operator, station)
+        key = reach.need_operator().absolute()
+        load_private_key(key)
+    return Setup(
+        device=device,
+        broker=broker,
+        sound_host=host.strip("[]"),
+        sound_port=int(port),
+        operator=None if key is None else str(key),
+    )
 
 
 def run_plan(plan: Path, air: str, folder: Path, setup: Setup, *, quiet: bool) -> Summary:

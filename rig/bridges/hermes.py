@@ -24,6 +24,8 @@ TOPICS: dict[EventKind, tuple[str, ...]] = {
     "intent": (hermes.INTENT, hermes.INTENT_NOT_RECOGNISED),
 }
 
+_KNOCK_TIMEOUT_S = 2.0
+
 
 class HermesAssistant:
     """One site of an assistant.
@@ -135,7 +137,7 @@ class HermesAssistant:
         """Insist that the wake-word service answers: silence of a dead one is no silence."""
         request = f"earshot-{secrets.token_hex(8)}"
         self._link.publish(hermes.GET_HOTWORDS, hermes.encode(siteId=self._site, id=request))
-        for topic, payload in self._link.until(time.monotonic() + CONNECT_TIMEOUT_S):
+        for topic, payload in self._link.until(time.monotonic() + _KNOCK_TIMEOUT_S):
             if topic == hermes.HOTWORDS and hermes.parse(hermes.Hotwords, topic, payload).request == request:
                 return
         raise UnavailableError(

@@ -55,6 +55,7 @@ class HermesLink:
         self._topics = (*topics, hermes.SESSION_STARTED, hermes.SESSION_ENDED)
         self._stop = stop
         self._messages: queue.Queue[tuple[str, bytes]] = queue.Queue(_MAX_WAITING)
+        self._refusal = ""
         self._lost = threading.Event()
         self._subscribed = threading.Event()
         self._client = client = new_client(url, f"earshot-bridge-{secrets.token_hex(4)}")
@@ -72,6 +73,9 @@ class HermesLink:
         except (OSError, ValueError) as error:
             raise UnavailableError(f"--service {self.url}: {explain(error)}") from None
         self._client.loop_start()
+        if not self._subscribed.wait(CONNECT_TIMEOUT_S):
+            self.__exit__()
+            raise UnavailableError(f"--service {self.url}: {self._refusal or 'does not answer'}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,7 +162,8 @@ class HermesLink:
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            log.warning("broker %s refuses: %s; check %s", self.url, reason, SERVICE_PASSWORD_FILE_VARIABLE)
+            self._refusal = f"refused: {reason}: check {SERVICE_USER_VARIABLE} and {SERVICE_PASSWORD_FILE_VARIABLE}"
+            log.warning("broker %s: %s", self.url, self._refusal)
             return
         client.subscribe([(topic, 1) for topic in self._topics])
 

@@ -97,6 +97,7 @@ def run_bridge(assistant: Assistant, settings: BridgeSettings, stop: threading.E
             microphone=source,
             url=settings.broker,
             state_dir=folder,
+            operators=operators,
         )
         log.info("bridge %s to %s %s, boot %s", settings.name, model.manifest.name, model.sha256[:12], device.boot_id)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,3 +107,55 @@ def concluded(folder: Path) -> list[str]:
 @pytest.fixture(name="concluded")
 def _concluded() -> Callable[[Path], list[str]]:
     return concluded
+
+
+class Assistant:
+    """A voice assistant that is not ours, in a process of its own; see ``assistant_process.py``."""
+
+    LABEL, WORD = "stop", "okay_stop"
+
+    def __init__(self, folder: Path) -> None:
+        from firmware_models import data, zoo
+
+        self.log = folder / "assistant.log"
+        self._bundle = ["--bundle", zoo.bundle("lms-int8"), "--trust", zoo.PUBLIC_KEY]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._arguments: list[str] = []
+        self.clips = data.load(zoo.CLIPS, "all")
+        path = Path(__file__).with_name("assistant_process.py")
+        specification = importlib.util.spec_from_file_location("assistant_process", path)
+        self.code = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(self.code)
+
+    def start(self, *arguments: str) -> None:
+        self._arguments = [*arguments]
+        self.start_again()
+
+    def start_again(self) -> None:
+        script = Path(__file__).with_name("assistant_process.py")
+        command = [sys.executable, script, *self._arguments, *self._bundle, "--word", f"{self.LABEL}={self.WORD}"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def windows(self, label: str) -> np.ndarray:
+        """The shipped clips of a word, int16 (n, 16000)."""
+        wanted = self.clips.labels.index(label)
+        return np.asarray(self.clips.pcm[self.clips.label_index == wanted], np.int16)
+
+    def hears(self, window: np.ndarray, *, lead_ms: int, tail_ms: int) -> str | None:
+        """What the assistant must say of a window, computed with its own code in this process."""
+        sound = np.concatenate([np.zeros(16 * lead_ms, np.int16), window, np.zeros(16 * tail_ms, np.int16)])
+        detector = self.code.Detector(Path(self._bundle[1]), Path(self._bundle[3]), {self.LABEL: self.WORD})
+        return next(iter(detector.feed(sound)), None)
+
+
+@pytest.fixture
+def assistant(tmp_path) -> Iterator[Assistant]:
+    assistant = Assistant(tmp_path)
+    yield assistant
+    assistant.kill()

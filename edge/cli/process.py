@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
+from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,8 @@ def end_on_bugs_in_threads(stop: threading.Event) -> list[str]:
     return broken
 
 
-def watch_stdin(stop: threading.Event) -> None:
-    """Set ``stop`` when standard input closes: whoever started this process is gone."""
+def watch_stdin(end: Callable[[], None]) -> None:
+    """Call ``end`` when standard input closes: whoever started this process is gone."""
 
     def watch() -> None:
         try:
@@ -54,9 +56,17 @@ def watch_stdin(stop: threading.Event) -> None:
                 pass
         except OSError:
             pass
-        stop.set()
+        end()
 
     threading.Thread(target=watch, name="stdin", daemon=True).start()
+
+
+def run_again() -> NoReturn:
+    """Begin this process anew with the arguments it was started with; it keeps its id, so systemd sees no end."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell
 
 
 def start_logging(level: str) -> None:

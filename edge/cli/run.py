@@ -6,11 +6,16 @@ import argparse
 import logging
 import signal
 import threading
-from dataclasses import replace
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from edge.cli.arguments import Verbs, add_listening, add_model, add_place, add_surroundings
-from edge.cli.process import end_on_bugs_in_threads, save_memory, start_logging, watch_stdin
-from edge.errors import EXIT_BUG, EXIT_OK, UsageError
+from edge.cli.process import end_on_bugs_in_threads, run_again, save_memory, start_logging, watch_stdin
+from edge.errors import EXIT_BUG, EXIT_OK
+
+if TYPE_CHECKING:
+    from edge.agent.device import Device
+    from edge.cli.settings import DeviceSettings
 
 log = logging.getLogger(__name__)
 
@@ -44,72 +49,47 @@ def add(verbs: Verbs) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Run the device until it is told to end."""
+    """Run the device until it is told to end; after an update, run the new bundle in its place."""
     save_memory()
 
     # Imported late: --help and wrong arguments need not wait for numpy and onnxruntime.
-    from edge.agent.device import Device  # noqa: PLC0415
     from edge.agent.memory import give_back_code  # noqa: PLC0415
-    from edge.agent.state_folder import claimed, default_state_dir  # noqa: PLC0415
-    from edge.bundle.classifier import Classifier  # noqa: PLC0415
-    from edge.bundle.reading import read_bundle  # noqa: PLC0415
-    from edge.bundle.signing import fingerprint, load_public_key  # noqa: PLC0415
+    from edge.agent.memory import give_back_code  # noqa: PLC0415
     from edge.cli.settings import from_options  # noqa: PLC0415
-    from edge.sound.microphones.opening import microphone  # noqa: PLC0415
+    from edge.cli.starting import start  # noqa: PLC0415
 
     settings = from_options(options)
     start_logging(settings.log_level)
     settings.set_environment()
-    url = settings.url
-    name = settings.need("name", settings.name)
-    spec = settings.need("microphone", settings.microphone)
-    path = settings.need("bundle", settings.bundle)
-    operators = [load_public_key(key) for key in settings.operator]
-
-    bundle = read_bundle(path, trusted=[load_public_key(key) for key in settings.trust])
-    if settings.log_noise_seed and bundle.manifest.ensemble is None:
-        raise UsageError(f"--log-noise-seed: {bundle.manifest.name} is no stochastic ensemble, it has no noise")
     stop = threading.Event()
-    if options.exit_on_stdin_eof:
-        watch_stdin(stop)
-    give_back_code()
-    classifier = Classifier(bundle, threads=settings.threads, members=settings.members)
-    difference = classifier.check_golden()
-    # onnxruntime has made its own of the graph.
-    bundle = replace(bundle, model=b"")
-    give_back_code()
-    manifest = bundle.manifest
-    log.info(
-        "bundle %s version %d (%s), signed by %s, golden vectors within %.2g",
-        *(manifest.name, manifest.version, bundle.sha256[:12], bundle.key, difference),
-    )
-    if classifier.members is not None:
-        log.info("stochastic ensemble of %d members, fresh noise for every window", classifier.members)
-    for key in operators:
-        log.info("obeys operator %s", fingerprint(key))
-    source = microphone(spec, manifest.rate_hz)
-    with claimed(settings.state_dir or default_state_dir(), name) as folder:
-        device = Device(
-            name=name,
-            bundle=bundle,
-            classifier=classifier,
-            microphone=source,
-            url=url,
-            state_dir=folder,
-            operators=operators,
-            listening=settings.listening,
-            home_assistant=settings.home_assistant,
-            publish_noise_seed=settings.log_noise_seed,
-        )
-        log.info("device %s, boot %s, microphone %s", name, device.boot_id, source.name)
-
-        def end(*_: object) -> None:
-            stop.set()
-            device.wake()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
-        broken = end_on_bugs_in_threads(stop)
-        device.run(stop, connect_timeout_s=settings.connect_timeout_s)
+    with ExitStack() as stack:
+        device, updates = start(settings, stack)
+        # Loading a model runs megabytes of code that listening does not.
+        give_back_code()
+        told_to_end = _run(device, settings, stop, watch=options.exit_on_stdin_eof)
+        again = updates.wants_restart and not told_to_end
+    if again:
+        log.info("starting again with the other bundle")
+        run_again()
     log.info("stopped")
-    return EXIT_BUG if broken else EXIT_OK
+    return EXIT_OK
+
+
+def _run(device: Device, settings: DeviceSettings, stop: threading.Event, *, watch: bool) -> bool:
+    """Work until the end; true when that was asked for from outside."""
+    told: list[bool] = []
+
+    def end(*_: object) -> None:
+        told.append(True)
+        stop.set()
+        device.wake()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    if watch:
+        watch_stdin(end)
+    broken = end_on_bugs_in_threads(stop)
+    device.run(stop, connect_timeout_s=settings.connect_timeout_s)
+    if broken:
+        raise SystemExit(EXIT_BUG)
+    return bool(told)

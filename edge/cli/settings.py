@@ -42,6 +42,7 @@ from edge.mqtt.tls import CERTIFICATE_FILE_VARIABLE, KEY_FILE_VARIABLE
 from edge.validation import describe
 
 MAX_BYTES = 64 << 10
+_LIMITS = {"threads": (1, 64), "members": (1, MAX_MEMBERS), "connect_timeout_s": (0, 86_400)}
 _PATHS = ("state_dir", "bundle", "ca_file", "password_file", "certificate_file", "key_file")
 _PATH_LISTS = ("trust", "operator")
 _VARIABLES = {
@@ -70,12 +71,12 @@ class DeviceSettings(BaseModel):
     bundle: Path | None = None
     trust: tuple[Path, ...] = ()
     operator: tuple[Path, ...] = ()
-    threads: Annotated[int, Field(ge=1, le=64)] = 1
-    members: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] | None = None
+    threads: Annotated[int, Field(ge=_LIMITS["threads"][0], le=_LIMITS["threads"][1])] = 1
+    members: Annotated[int, Field(ge=_LIMITS["members"][0], le=_LIMITS["members"][1])] | None = None
     provider: str | None = None
     listening: ListeningSettings | None = None
     home_assistant: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_/-]{0,62}$")] | None = None
-    connect_timeout_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    connect_timeout_s: Annotated[float, Field(ge=0, le=_LIMITS["connect_timeout_s"][1])] = 0.0
     log_noise_seed: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     user: str | None = None
@@ -171,6 +172,8 @@ def _complaint(error: ValidationError, file: Path | None, chosen: Mapping[str, A
     key = str(first["loc"][0]) if first["loc"] else ""
     if key in chosen:
         option = "--" + key.removesuffix("_s").replace("_", "-")
+        if (limits := _LIMITS.get(key)) is not None:
+            return UsageError(f"{option} {chosen[key]}: use {limits[0]} to {limits[1]}")
         message = first["msg"].removeprefix("Value error, ")
         return UsageError(f"{option} {chosen[key]}: {message[0].lower()}{message[1:]}")
     known = f": a device knows {', '.join(DeviceSettings.model_fields)}" if first["type"] == "extra_forbidden" else ""

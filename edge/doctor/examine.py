@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from edge.bundle.classifier import Classifier
+from edge.bundle.opening import open_classifier
 from edge.bundle.reading import Bundle
 from edge.doctor import machine
 from edge.doctor import model as models
@@ -88,8 +89,11 @@ def _model(patient: Patient, bundle: Bundle, findings: list[Finding]) -> None:
     made: list[Classifier] = []
 
     def look() -> Finding:
-        made.append(Classifier(bundle, threads=patient.threads, members=patient.members))
-        return models.model(made[0], bundle, patient.threads, patient.hop_ms)
+        classifier, difference = open_classifier(
+            bundle, threads=patient.threads, members=patient.members, provider=patient.provider
+        )
+        made.append(classifier)
+        return models.model(classifier, difference, bundle.golden_pcm[:1], patient.threads, patient.hop_ms)
 
     fix = "pip install --force-reinstall earshot, or another bundle or --provider"
     findings.append(attempt("model", look, fix))

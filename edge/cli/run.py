@@ -54,7 +54,6 @@ def execute(options: argparse.Namespace) -> int:
 
     # Imported late: --help and wrong arguments need not wait for numpy and onnxruntime.
     from edge.agent.memory import give_back_code  # noqa: PLC0415
-    from edge.agent.memory import give_back_code  # noqa: PLC0415
     from edge.cli.settings import from_options  # noqa: PLC0415
     from edge.cli.starting import start  # noqa: PLC0415
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 import numpy as np
@@ -33,9 +34,8 @@ class Vitality:
         self._streams = streams
         self._predictor = predictor
         self._hop = hop_samples
-        self._windows = -1
-        self._window_s = -FRESH_S
-        self._probe_s = -PROBE_S
+        self._windows = predictor.windows
+        self._window_s = self._probe_s = -math.inf
         self._worked_s = time.monotonic()
         self._worked_at = ("", 0)
 

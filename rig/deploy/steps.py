@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rig.deploy.facts import Facts, Python
-from rig.deploy.script import UPLOADED, Script
-from rig.deploy.settings import ACCOUNT, CONFIG_DIR, STATE_DIR, Installation, Placed
+from rig.deploy.script import UPLOADED, Script, Secret
+from rig.deploy.settings import ACCOUNT, STATE_DIR, Installation, Placed
 from rig.deploy.wheels import Program
 
 UNIT_FILE = Path(__file__).resolve().parent / "earshot-device@.service"
@@ -57,8 +57,8 @@ def install_steps(
         _both("service account", "account.sh", root, ACCOUNT),
         _program(program, python, root=root, offline=offline),
         _both(f"version {program.folder_name}", "switch.sh", root, program.folder_name, switches=True),
-        _files("settings, keys and certificates", wanted.files, wanted.name, f"{CONFIG_DIR}/{wanted.name}", root=root),
-        _files("service unit and command", _own_files(), wanted.name, "", root=root),
+        _files("settings, keys and certificates", wanted.files, wanted.name, own=True, root=root),
+        _files("service unit and command", _program_files(), wanted.name, own=False, root=root),
         _provision(wanted, root=root),
         _both("start with the system", "enable.sh", root, wanted.name),
     ]
@@ -109,21 +109,22 @@ def _program(program: Program, python: Python, *, root: str, offline: bool) -> S
     )
 
 
-def _own_files() -> tuple[Placed, ...]:
+def _program_files() -> tuple[Placed, ...]:
     return (
         Placed(path=UNIT, mode="0644", owner="root", content=UNIT_FILE.read_bytes()),
         Placed(path=COMMAND, mode="0755", owner="root", content=_COMMAND_TEXT.encode()),
     )
 
 
-def _files(title: str, placed: tuple[Placed, ...], device: str, folder: str, *, root: str) -> Step:
-    arguments: list[str] = [root, device, UPLOADED, folder]
+def _files(title: str, placed: tuple[Placed, ...], device: str, *, own: bool, root: str) -> Step:
+    arguments: list[str | Secret] = [root, device, UPLOADED, "own" if own else "shared"]
     upload: dict[str, Path | bytes] = {}
     for number, file in enumerate(placed):
         upload[str(number)] = file.content
         digest = hashlib.sha256(file.content).hexdigest()
-        # stat prints no leading zero.
-        arguments += [str(number), file.path, file.mode.lstrip("0"), file.owner, digest]
+        # stat prints no leading zero; the hash of a short password is nearly the password.
+        arguments += [str(number), file.path, file.mode.lstrip("0"), file.owner]
+        arguments.append(Secret(digest) if file.secret else digest)
     check, act = (Script("files.sh", verb, tuple(arguments)) for verb in ("check", "act"))
     return Step(title, act=act, check=check, upload=upload)
 
@@ -136,7 +137,7 @@ def _provision(wanted: Installation, *, root: str) -> Step:
             name = f"{option.strip('-')}-{number}.pub"
             upload[f"provision/{name}"] = path
             more += [option, name]
-    arguments = (root, ACCOUNT, wanted.name, UPLOADED, "--bundle", "bundle.earshot", *more)
+    arguments = (root, ACCOUNT, wanted.name, UPLOADED, "bundle.earshot", *more)
     check, act = (Script("provision.sh", verb, arguments) for verb in ("check", "act"))
     return Step(f"first bundle {wanted.bundle_label}, trusted keys", act=act, check=check, upload=upload)
 

@@ -1,14 +1,16 @@
 # Files in their places, each put there in one moment.
-# $1: root folder, $2: device, $3: what was uploaded, $4: a folder in which nothing else may be,
-# then FILE PATH MODE OWNER SHA256 of each
+# $1: root folder, $2: device, $3: what was uploaded, $4: "own" if the device's folder in /etc/earshot holds these files
+# and no other ones, then FILE PATH MODE OWNER SHA256 of each
 
 check() {
-  root=$1 folder=$4
+  root=$1 device=$2 own=$4
   shift 4
   code=0
-  for there in "$root$folder"/*; do
-    if [ -e "$there" ] && ! wanted "$there" "$@"; then tell "$folder/$(basename "$there") is not needed any more"; fi
-  done
+  if [ "$own" = own ]; then
+    for there in "$root/etc/earshot/${device:?}"/*; do
+      if [ -f "$there" ] && ! wanted "$there" "$@"; then tell "$there is not needed any more"; fi
+    done
+  fi
   while [ $# -gt 0 ]; do
     path=$root$2
     if [ -L "$path" ] || [ ! -f "$path" ]; then
@@ -23,14 +25,16 @@ check() {
   return $code
 }
 act() {
-  root=$1 device=$2 from=$3 folder=$4
+  root=$1 device=$2 from=$3 own=$4
   shift 4
   umask 022
-  mkdir -p "$root/opt/earshot/restart" "$root$folder"
-  touch "$root/opt/earshot/restart/$device"
-  for there in "$root$folder"/*; do
-    if [ -e "$there" ] && ! wanted "$there" "$@"; then rm -rf -- "$there"; fi
-  done
+  mkdir -p "$root/opt/earshot/restart"
+  touch "$root/opt/earshot/restart/${device:?}"
+  if [ "$own" = own ]; then
+    for there in "$root/etc/earshot/$device"/*; do
+      if [ -f "$there" ] && ! wanted "$there" "$@"; then rm -f -- "$there"; fi
+    done
+  fi
   while [ $# -gt 0 ]; do
     path=$root$2
     mkdir -p -- "$(dirname -- "$path")"

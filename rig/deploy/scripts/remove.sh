@@ -22,9 +22,9 @@ act() {
     fi
     rm -f -- "$root/etc/systemd/system/multi-user.target.wants/earshot-device@$device.service"
     rm -f -- "$root/opt/earshot/restart/$device" "$root/etc/earshot/$device.toml"
-    rm -rf -- "$root/etc/earshot/$device"
+    rm -rf -- "$root/etc/earshot/${device:?}"
     echo "removed $device"
-    if [ "$4" = purge ]; then rm -rf -- "$root/var/lib/earshot/$device"; fi
+    if [ "$4" = purge ]; then rm -rf -- "$root/var/lib/earshot/${device:?}"; fi
   done
   if others; then return 0; fi
   rm -f -- "$root/etc/systemd/system/earshot-device@.service" "$root/usr/local/bin/earshot-device"

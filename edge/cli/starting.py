@@ -10,10 +10,10 @@ from pathlib import Path
 from nacl.signing import VerifyKey
 
 from edge.agent.device import Device
+from edge.agent.memory import give_back_code
 from edge.agent.state_folder import claimed, default_state_dir
 from edge.agent.trigger import ListeningSettings
 from edge.agent.updates import NoUpdates, Updates
-from edge.bundle.apart import apart
 from edge.bundle.classifier import Classifier
 from edge.bundle.opening import open_classifier
 from edge.bundle.providers import engine_cache
@@ -40,8 +40,6 @@ class _Running:
 def start(settings: DeviceSettings, stack: ExitStack) -> tuple[Device, Updates]:
     """Verify, load and try the bundle, claim the state folder until ``stack`` ends, and put the device together.
 
-    The process must have one thread.
-
     Returns:
         the device, and its updates, which say after its run whether it is to start again.
 
@@ -56,11 +54,11 @@ def start(settings: DeviceSettings, stack: ExitStack) -> tuple[Device, Updates]:
     given = [load_public_key(path) for path in settings.operator]
     if settings.bundle is not None:
         # What is wrong with a file that was given is told before anything is made on disk.
-        running = _Running(apart(lambda: _given(settings)))
+        running = _Running(_given(settings))
         folder = stack.enter_context(claimed(settings.state_dir or default_state_dir(), name))
     else:
         folder = stack.enter_context(claimed(settings.state_dir or default_state_dir(), name))
-        running = apart(lambda: _chosen(folder))
+        running = _chosen(folder)
     operators = given if running.pointer is None else [*given, *_trusted(folder, given)]
     listening = settings.listening or (None if operators else ListeningSettings())
     classifier, bundle = _load(settings, running.bundle, folder)
@@ -108,6 +106,8 @@ def _load(settings: DeviceSettings, bundle: Bundle, folder: Path) -> tuple[Class
     if settings.log_noise_seed and manifest.ensemble is None:
         raise UsageError(f"--log-noise-seed: {manifest.name} is no stochastic ensemble, it has no noise")
     portable = manifest.quantisation.profile == "portable"
+    # Before the model, so that the peak is lower, and after it, so that what stays is.
+    give_back_code()
     classifier, difference = open_classifier(
         bundle,
         threads=settings.threads,
@@ -121,6 +121,7 @@ def _load(settings: DeviceSettings, bundle: Bundle, folder: Path) -> tuple[Class
     )
     if classifier.members is not None:
         log.info("stochastic ensemble of %d members, fresh noise for every window", classifier.members)
+    give_back_code()
     # onnxruntime has made its own of the graph.
     return classifier, replace(bundle, model=b"")
 

@@ -21,6 +21,8 @@ from rig.plan import BACKGROUND
 RATE_HZ = 16_000
 MAX_WORDS = 64
 _MAX_NAME_LETTERS = 63
+# A microphone looks up at least twice a second.
+_CLOSE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,28 @@ class ForeignModel:
         return cls(facts, description.sha256)
 
 
+class Presence:
+    """Whether the assistant is there; shared by the thread that asks it and the one that records."""
+
+    def __init__(self) -> None:
+        self.lost = threading.Event()
+        self._closed = threading.Event()
+
+    def lose(self) -> None:
+        """Note that it went away, and wait until the microphone is closed, so that no session goes on asking."""
+        self.lost.set()
+        self._closed.wait(_CLOSE_TIMEOUT_S)
+
+    def opened(self) -> None:
+        """It is there, and sound comes."""
+        self.lost.clear()
+        self._closed.clear()
+
+    def closed(self) -> None:
+        """No sound comes."""
+        self._closed.set()
+
+
 class Bridged:
     """An assistant where a device has its classifier: 1 for what it heard, 0 for the rest; it tells no scores."""
 
@@ -100,7 +124,7 @@ class Bridged:
 
     def __init__(self, assistant: Assistant, model: ForeignModel) -> None:
         self.providers = (f"bridge:{assistant.description.protocol}",)
-        self.lost = threading.Event()
+        self.presence = Presence()
         self._assistant = assistant
         self._labels = model.manifest.labels
 
@@ -116,7 +140,7 @@ class Bridged:
             try:
                 heard = self._assistant.hear(np.rint(clip * np.float32(32768)).astype(np.int16))
             except UnavailableError:
-                self.lost.set()
+                self.presence.lose()
                 raise
             scores[row, self._labels.index(heard or BACKGROUND)] = 1.0
         return scores
@@ -125,10 +149,10 @@ class Bridged:
 class GuardedMicrophone:
     """A microphone that is only there while the assistant is: without it the device is not ready for a trial."""
 
-    def __init__(self, microphone: Microphone, assistant: Assistant, lost: threading.Event) -> None:
+    def __init__(self, microphone: Microphone, assistant: Assistant, presence: Presence) -> None:
         self._microphone = microphone
         self._assistant = assistant
-        self._lost = lost
+        self._presence = presence
         self._follow()
 
     def _follow(self) -> None:
@@ -138,15 +162,15 @@ class GuardedMicrophone:
 
     def open(self) -> str:
         """Begin a stream if the assistant is there."""
-        self._lost.clear()
         self._assistant.check()
         stream_id = self._microphone.open()
+        self._presence.opened()
         self._follow()
         return stream_id
 
     def read(self) -> Pcm16 | None:
         """The next samples."""
-        if self._lost.is_set():
+        if self._presence.lost.is_set():
             raise UnavailableError("the assistant went away")
         pcm = self._microphone.read()
         self._follow()
@@ -155,6 +179,7 @@ class GuardedMicrophone:
     def close(self) -> None:
         """Let it go."""
         self._microphone.close()
+        self._presence.closed()
 
 
 def check_words(words: Sequence[str]) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def run_bridge(assistant: Assistant, settings: BridgeSettings, stop: threading.E
         log.warning("no --operator: this bridge obeys no command, so no session can use it")
     model = ForeignModel.of(assistant.description, settings.window_samples)
     bridged = Bridged(assistant, model)
-    source = GuardedMicrophone(microphone(settings.microphone, RATE_HZ), assistant, bridged.lost)
+    source = GuardedMicrophone(microphone(settings.microphone, RATE_HZ), assistant, bridged.presence)
     with claimed(settings.state_dir or default_state_dir(), settings.name) as folder:
         device = Device(
             name=settings.name,

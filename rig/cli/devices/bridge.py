@@ -278,7 +278,7 @@ def _start(level: str, *, exit_on_stdin_eof: bool) -> threading.Event:
     logging.basicConfig(level=level.upper(), format=form, datefmt="%H:%M:%S", stream=sys.stderr)
     stop = threading.Event()
     if exit_on_stdin_eof:
-        watch_stdin(stop)
+        watch_stdin(stop.set)
     return stop
 
 

@@ -45,11 +45,11 @@ def carry_out(
         progress(number, len(steps), step.title)
         began_s = time.monotonic()
         done, detail = _done(remote, step)
+        if not done and step.refusal is not None:
+            raise UnavailableError(f"{remote.target}: {step.refusal}")
         if done or dry_run:
             outcomes.append(Outcome(title=step.title, status="already" if done else "would", detail=detail))
             continue
-        if step.refusal is not None:
-            raise UnavailableError(f"{remote.target}: {step.refusal}")
         result = _act(remote, step, progress)
         if result.code:
             if step.starts and switched:

@@ -162,10 +162,15 @@ def require_device(facts: Facts, *, start: bool, root: str) -> Python:
         raise UnavailableError("systemd is missing, which runs the device: use Debian, Ubuntu or Raspberry Pi OS")
     if start and not facts.systemd_runs:
         raise UnavailableError("systemd does not run here (a container or chroot?): use --no-start to install only")
+    return python
+
+
+def lack_of_space(facts: Facts, root: str) -> str | None:
+    """Where there is too little space for installing another version, None if there is enough."""
     for place, free_mb, needed_mb in (
         (f"{root}/opt/earshot", facts.program_free_mb, PROGRAM_MB),
         ("/var/tmp", facts.upload_free_mb, UPLOAD_MB),  # noqa: S108 - named in a message
     ):
         if free_mb < needed_mb:
-            raise UnavailableError(f"{place} has {free_mb} MB free, installing needs {needed_mb} MB: make room there")
-    return python
+            return f"{place} has {free_mb} MB free, installing needs {needed_mb} MB: make room there"
+    return None

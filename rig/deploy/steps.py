@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rig.deploy.facts import Facts, Python
+from rig.deploy.facts import Facts, Python, lack_of_space
 from rig.deploy.script import UPLOADED, Script, Secret
 from rig.deploy.settings import ACCOUNT, STATE_DIR, Installation, Placed
 from rig.deploy.wheels import Program
@@ -55,7 +55,7 @@ def install_steps(
         steps.append(_portaudio(facts, root=root, offline=offline))
     steps += [
         _both("service account", "account.sh", root, ACCOUNT),
-        _program(program, python, root=root, offline=offline),
+        _program(program, python, root=root, offline=offline, refusal=lack_of_space(facts, root)),
         _both(f"version {program.folder_name}", "switch.sh", root, program.folder_name, switches=True),
         _files("settings, keys and certificates", wanted.files, wanted.name, own=True, root=root),
         _files("service unit and command", _program_files(), wanted.name, own=False, root=root),
@@ -93,7 +93,7 @@ def _portaudio(facts: Facts, *, root: str, offline: bool) -> Step:
     return Step("PortAudio", act=act, check=check, refusal=refusal, timeout_s=_APT_TIMEOUT_S)
 
 
-def _program(program: Program, python: Python, *, root: str, offline: bool) -> Step:
+def _program(program: Program, python: Python, *, root: str, offline: bool, refusal: str | None) -> Step:
     mode = "offline" if offline else "online"
     arguments = (root, program.folder_name, python.path, UPLOADED, mode)
     check, act = (Script("program.sh", verb, arguments) for verb in ("check", "act"))
@@ -105,6 +105,7 @@ def _program(program: Program, python: Python, *, root: str, offline: bool) -> S
         check=check,
         upload=files,
         timeout_s=_PIP_TIMEOUT_S,
+        refusal=refusal,
         lines=len(program.wheels),
     )
 

@@ -140,6 +140,8 @@ def _tell(report: Report, *, as_json: bool) -> None:
     for number, step in enumerate(report.steps):
         took = f", {step.duration_s:.1f} s" if step.duration_s >= 1 else ""
         say(f"{step.status:8}{step.title}{took}{f' ({step.detail})' if step.detail else ''}")
+        for line in () if step.title == "doctor" else step.output.splitlines():
+            say(f"        {line}")
         if report.dry_run and step.status == "would":
             _show(report.scripts[number])
     for finding in report.doctor or ():

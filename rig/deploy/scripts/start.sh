@@ -13,8 +13,9 @@ act() {
     device=$(basename "$changed")
     service=earshot-device@$device.service
     systemctl reset-failed "$service" 2>/dev/null || true
-    # It is up when it says so: Type=notify.
-    if ! systemctl restart "$service"; then
+    # Type=notify: it is up when it says so. Another device that somebody stopped stays so.
+    if [ "$device" = "$1" ]; then verb=restart; else verb=try-restart; fi
+    if ! systemctl "$verb" "$service"; then
       last_words
       return 1
     fi

@@ -79,12 +79,22 @@ class State(Message):
     status: Literal["online", "stopped", "lost"]
 
 
+class SlotContent(BaseModel):
+    """The bundle that lies in a slot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    version: Counter
+    sha256: Sha256
+
+
 class Info(Message):
     """What runs on the device: bundle, versions, microphone. Sent at start and when it changes.
 
     ``members`` is the number of members where the model is a stochastic ensemble. ``slot`` and ``confirmed`` are
-    absent where the device runs a file it was given instead of its slots; ``operators`` are the keys whose commands
-    it obeys.
+    absent where the device runs a file it was given instead of its slots, and so is ``spare``, what the other slot
+    holds; ``operators`` are the keys whose commands it obeys.
     """
 
     boot_id: Identifier
@@ -101,6 +111,7 @@ class Info(Message):
     members: Annotated[int, Field(gt=0)] | None = None
     slot: Slot | None = None
     confirmed: bool | None = None
+    spare: SlotContent | None = None
     operators: tuple[Fingerprint, ...] = ()
 
 

@@ -59,10 +59,11 @@ class Reports:
         """Publish info if the stream, its trouble, the slot or the operators changed, or ``anew`` in any case."""
         stream, problem = self._streams.current, self._streams.problem
         stream_id = None if stream is None or stream.ended else stream.stream_id
-        slot, confirmed, operators = self._updates.slot, self._updates.confirmed, self._authority.operators
-        if (stream_id, problem, slot, confirmed, operators) == self._said and not anew:
+        updates, operators = self._updates, self._authority.operators
+        says = (stream_id, problem, updates.slot, updates.confirmed, updates.spare, operators)
+        if says == self._said and not anew:
             return
-        self._said = (stream_id, problem, slot, confirmed, operators)
+        self._said = says
         manifest = self._bundle.manifest
         info = Info(
             device=self._device,
@@ -78,8 +79,9 @@ class Reports:
             stream_id=stream_id,
             providers=self._providers,
             members=self._members,
-            slot=slot,
-            confirmed=confirmed,
+            slot=updates.slot,
+            confirmed=updates.confirmed,
+            spare=updates.spare,
             operators=operators,
         )
         self._link.publish(info, "info", retain=True)

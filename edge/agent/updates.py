@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn, Protocol
 
 from edge.errors import UsageError
-from edge.messages import Rollback, Rotate, Slot, Update, UpdateStatus
+from edge.messages import Rollback, Rotate, Slot, SlotContent, Update, UpdateStatus
 
 
 class Updates(Protocol):
@@ -21,6 +21,10 @@ class Updates(Protocol):
     @property
     def confirmed(self) -> bool | None:
         """Whether it proved itself, for ``Info``; None without slots."""
+
+    @property
+    def spare(self) -> SlotContent | None:
+        """What the other slot holds, for ``Info``; None where it is empty, and without slots."""
 
     @property
     def wants_restart(self) -> bool:
@@ -65,6 +69,7 @@ class NoUpdates:
 
     slot: Slot | None = None
     confirmed: bool | None = None
+    spare: SlotContent | None = None
     wants_restart = False
 
     def start(self, update: Update) -> None:

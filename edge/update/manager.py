@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from edge.errors import UsageError
-from edge.messages import Rollback, Rotate, Slot, Update, UpdateStatus
+from edge.messages import Rollback, Rotate, Slot, SlotContent, Update, UpdateStatus
 from edge.update.job import Job, Patience, Stage
 from edge.update.pointer import Content, Outcome, Pointer, one_line
 from edge.update.process import UpdatingProcess
@@ -82,6 +82,12 @@ class SlotUpdates:
     def confirmed(self) -> bool:
         """Whether its bundle proved itself."""
         return self._pointer.confirmed and not self.wants_restart
+
+    @property
+    def spare(self) -> SlotContent | None:
+        """What the other slot holds."""
+        there = self._pointer.slots.get(other(self._running))
+        return None if there is None else SlotContent(name=there.name, version=there.version, sha256=there.sha256)
 
     @property
     def wants_restart(self) -> bool:

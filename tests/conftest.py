@@ -255,6 +255,14 @@ def other_keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 @pytest.fixture(scope="session")
+def operator_keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """A key pair that signs commands."""
+    from edge.bundle.signing import write_key_pair
+
+    return Keys(*write_key_pair(tmp_path_factory.mktemp("keys") / "operator"))
+
+
+@pytest.fixture(scope="session")
 def speech_commands() -> Path:
     """The real recordings; skips where they are absent (mark the test ``shared_data`` too)."""
     folder = Path(__file__).resolve().parents[2] / "shared/data/speech_commands"

@@ -12,7 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edge.bundle.reading import read_bundle
 from edge.bundle.signing import load_public_key
-from edge.messages import Info, Listen, Prediction, State, parse, topic
+from edge.messages import Clock, Echo, Envelope, Info, Listen, Prediction, State, parse, topic
 
 
 class Liar:
@@ -25,7 +25,7 @@ class Liar:
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2)
         self._client.on_message = self._on_message
         self._client.connect("127.0.0.1", broker.port)
-        self._client.subscribe(topic("liar", "command", "listen"), 1)
+        self._client.subscribe([(topic("liar", "command", verb), 1) for verb in ("listen", "echo")])
         self._client.loop_start()
         manifest = bundle.manifest
         self._say("state", State(device="liar", boot_id="b", status="online"), retain=True)
@@ -50,8 +50,16 @@ class Liar:
         self._client.publish(topic("liar", kind), payload, qos=1, retain=retain)
 
     def _on_message(self, _client, _data, message):
+        envelope = parse(Envelope, message.payload)
+        if envelope.verb == "echo":
+            self._tell_time(parse(Echo, envelope.body.encode()))
+            return
         with self._lock:
-            self._asked.append(parse(Listen, message.payload))
+            self._asked.append(parse(Listen, envelope.body.encode()))
+
+    def _tell_time(self, echo):
+        times = {f"{moment}_{clock}_ns": 1 for moment in ("received", "sent") for clock in ("monotonic", "utc")}
+        self._say("clock", Clock(device="liar", boot_id="b", nonce=echo.nonce, **times))
 
     def _hear(self, port):
         while not self._closing.is_set():
@@ -116,7 +124,7 @@ class Liar:
 
 
 @pytest.fixture
-def session(rig, write_plan, tmp_path, mosquitto, free_port, fp32_bundle, keys):
+def session(rig, write_plan, tmp_path, mosquitto, free_port, fp32_bundle, keys, operator_keys):
     """Runs twelve benign trials on a device that twists its predictions; returns the summary."""
 
     def run(twist, **changes):
@@ -130,6 +138,8 @@ def session(rig, write_plan, tmp_path, mosquitto, free_port, fp32_bundle, keys):
                 f"{mosquitto.url}/liar",
                 "--listen",
                 f"127.0.0.1:{port}",
+                "--operator",
+                operator_keys.private,
                 "--out",
                 tmp_path / "out",
             )

@@ -8,29 +8,39 @@ import pytest
 
 
 @pytest.fixture
-def kitchen(fp32_bundle, keys, mosquitto, tmp_path, free_port):
+def kitchen(fp32_bundle, keys, operator_keys, mosquitto, tmp_path, free_port):
     """A device process that the rig did not start and does not stop."""
     sound = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "edge.cli", "run", "--name", "kitchen", "--bundle", fp32_bundle]
-    command += ["--trust", keys.public, "--broker", mosquitto.url, "--microphone", f"socket:{sound}"]
+    command += [
+        "--trust",
+        keys.public,
+        "--operator",
+        operator_keys.public,
+        "--broker",
+        mosquitto.url,
+        "--microphone",
+        f"socket:{sound}",
+    ]
     with (tmp_path / "kitchen.log").open("wb") as log:
         process = subprocess.Popen([*command, "--state-dir", tmp_path / "kitchen"], stdout=log, stderr=log)
-    yield f"{mosquitto.url}/kitchen", sound
+    yield f"{mosquitto.url}/kitchen", sound, operator_keys.private
     assert process.poll() is None, (tmp_path / "kitchen.log").read_text()
     process.terminate()
     assert process.wait(10) == 0
 
 
 def test_two_sessions_on_one_device(rig, write_plan, tmp_path, concluded, kitchen):
-    device, sound = kitchen
+    device, sound, key = kitchen
     for name in ("first", "second"):
-        done = rig.run("session", "run", write_plan(), "--device", device, "--listen", sound, "--out", tmp_path / name)
+        arguments = ("--device", device, "--listen", sound, "--operator", key, "--out", tmp_path / name)
+        done = rig.run("session", "run", write_plan(), *arguments)
         assert done.returncode == 0, done.stderr
         assert len(concluded(tmp_path / name)) == 60
 
 
 def test_the_device_outlives_a_killed_rig(rig, write_plan, tmp_path, concluded, wait_until, kitchen):
-    device, sound = kitchen
+    device, sound, key = kitchen
     out = tmp_path / "out"
     arguments = (
         "session",
@@ -40,6 +50,8 @@ def test_the_device_outlives_a_killed_rig(rig, write_plan, tmp_path, concluded, 
         device,
         "--listen",
         sound,
+        "--operator",
+        key,
         "--out",
         out,
     )
@@ -55,16 +67,18 @@ def test_the_device_outlives_a_killed_rig(rig, write_plan, tmp_path, concluded, 
 
 
 def test_a_device_with_another_bundle_is_refused(rig, write_plan, tmp_path, int8_bundle, kitchen):
-    device, sound = kitchen
+    device, sound, key = kitchen
     plan = write_plan(bundles=[str(int8_bundle)])
-    done = rig.run("session", "run", plan, "--device", device, "--listen", sound, "--out", tmp_path / "out")
+    arguments = ("--device", device, "--listen", sound, "--operator", key, "--out", tmp_path / "out")
+    done = rig.run("session", "run", plan, *arguments)
     assert done.returncode == 3
     assert "the plan wants lms-int8" in done.stderr
 
 
 def test_several_bundles_need_several_sessions(rig, write_plan, tmp_path, fp32_bundle, int8_bundle, kitchen):
-    device, sound = kitchen
+    device, sound, key = kitchen
     plan = write_plan(bundles=[str(fp32_bundle), str(int8_bundle)])
-    done = rig.run("session", "run", plan, "--device", device, "--listen", sound, "--out", tmp_path / "out")
+    arguments = ("--device", device, "--listen", sound, "--operator", key, "--out", tmp_path / "out")
+    done = rig.run("session", "run", plan, *arguments)
     assert done.returncode == 2
     assert "one bundle" in done.stderr

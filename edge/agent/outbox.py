@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 LIMIT_ROWS = 10_000
 LIMIT_BYTES = 64_000_000
 REPEAT_S = 2.0
+# A rig that is away must not find the network full of repeated predictions of a thousand devices.
+LONGEST_REPEAT_S = 30.0
 REPEAT_ROWS = 256
 REPEAT_BYTES = 1 << 20
 RETRY_DISK_S = 1.0
@@ -63,6 +65,7 @@ class Outbox:
         self._published_s: OrderedDict[int, float] = OrderedDict.fromkeys(row_ids, -math.inf)
         self._last_batch: list[int] = []
         self._last_batch_s = -math.inf
+        self._repeat_s = REPEAT_S
 
     def __len__(self) -> int:
         return len(self._published_s)
@@ -159,6 +162,7 @@ class Outbox:
     def acknowledge(self, acknowledged: Sequence[tuple[str, int]]) -> int:
         """Forget predictions by (boot_id, seq) in one transaction; returns how many there were."""
         keys = set(acknowledged)
+        self._repeat_s = REPEAT_S
         gone = self._overflow.ids(keys)
         for row_id in gone:
             self._overflow.remove(row_id)
@@ -189,24 +193,28 @@ class Outbox:
         """Up to 256 rows or 1 MiB to publish again: not published for 2 s, or ``everything`` after a new connection.
 
         The next batch comes when the last one is acknowledged or 2 s old, so a long queue neither floods the
-        broker nor waits for a rig that is quick. Which row comes next rotates: none starves behind others that nobody
-        acknowledges. The rows returned count as published now.
+        broker nor waits for a rig that is quick; as long as nothing at all is acknowledged the 2 s double with every
+        batch, up to 30 s. Which row comes next rotates: none starves behind others that nobody acknowledges. The rows
+        returned count as published now.
         """
         self._catch_up()
         now_s = time.monotonic()
         if everything:
             self._published_s = OrderedDict.fromkeys(sorted(self._published_s), -math.inf)
-            self._last_batch = []
-        if now_s - self._last_batch_s < REPEAT_S and any(row_id in self._published_s for row_id in self._last_batch):
-            return []
+            self._last_batch, self._repeat_s = [], REPEAT_S
+        if any(row_id in self._published_s for row_id in self._last_batch):
+            if now_s - self._last_batch_s < self._repeat_s:
+                return []
+            self._repeat_s = min(2 * self._repeat_s, LONGEST_REPEAT_S)
         chosen: list[int] = []
         for row_id, published_s in self._published_s.items():
             if len(chosen) >= REPEAT_ROWS or now_s - published_s < REPEAT_S:
                 break
             chosen.append(row_id)
         batch = self._payloads(chosen)
+        self._last_batch = [stored.row_id for stored in batch]
         if batch:
-            self._last_batch, self._last_batch_s = [stored.row_id for stored in batch], now_s
+            self._last_batch_s = now_s
         return batch
 
     def _payloads(self, row_ids: Sequence[int]) -> list[Stored]:

@@ -68,6 +68,7 @@ def test_rows_repeat_after_their_time_and_at_once_after_a_new_connection(
 
 def test_no_row_starves_behind_others_that_nobody_acknowledges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REPEAT_S", 0.05)
+    monkeypatch.setattr(module, "LONGEST_REPEAT_S", 0.05)
     monkeypatch.setattr(module, "REPEAT_ROWS", 3)
     outbox = Outbox(tmp_path / "o")
     outbox.store([_prediction(seq) for seq in range(8)])
@@ -77,6 +78,27 @@ def test_no_row_starves_behind_others_that_nobody_acknowledges(tmp_path: Path, m
         seen += _seqs(outbox.due())
     assert set(seen) == set(range(8))
     assert len(seen) == 9
+
+
+def test_repeats_become_rare_while_nobody_acknowledges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock_s[0])
+    outbox = Outbox(tmp_path / "o")
+    outbox.store([_prediction(0), _prediction(1)])
+
+    def repeated_at(until_s: float) -> list[float]:
+        start_s, times = clock_s[0], []
+        while clock_s[0] < start_s + until_s:
+            clock_s[0] += 0.25
+            if outbox.due():
+                times.append(clock_s[0] - start_s)
+        return times
+
+    assert repeated_at(130) == [2, 4, 8, 16, 32, 62, 92, 122]
+    outbox.acknowledge([("boot", 0)])
+    assert repeated_at(7)[0] <= 2
+    assert outbox.due(everything=True)
+    assert repeated_at(7)[0] <= 2
 
 
 def test_the_next_batch_comes_as_soon_as_the_last_is_acknowledged(

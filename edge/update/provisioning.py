@@ -62,7 +62,7 @@ def provision(
     bundle = read_bundle(bundle_path, trusted=trusted)
     slot = _runs(slots, bundle.sha256)
     if slot is None and not force:
-        _check_free(slots)
+        _check_free(slots, bundle.sha256)
     for key in new_keys:
         slots.trust.add("bundle", key)
     for key in operators:
@@ -96,11 +96,14 @@ def _runs(slots: Slots, sha256: str) -> Slot | None:
         return None
 
 
-def _check_free(slots: Slots) -> None:
+def _check_free(slots: Slots, sha256: str) -> None:
+    """That no other bundle runs here; this one may have been put there by a provisioning that was interrupted."""
     for slot in SLOTS:
         try:
             bundle = slots.read(slot)
         except BundleError:
+            continue
+        if bundle.sha256 == sha256:
             continue
         manifest = bundle.manifest
         raise UsageError(

@@ -182,7 +182,7 @@ def wait_until(holds: Callable[[], bool], timeout_s: float, complaint: Callable[
         time.sleep(0.02)
 
 
-@pytest.fixture(name="free_port")
+@pytest.fixture(name="free_port", scope="session")
 def _free_port() -> Callable[[], int]:
     return free_port
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+
+from edge.mqtt.broker_url import BrokerUrl
+from edge.mqtt.client import new_client
 
 LEAD_MS, TAIL_MS = 1200, 480
 TRIALS = 24
@@ -50,7 +58,7 @@ class Bridge:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "rig.cli.main", "bridge", *arguments, *self._common]
+        command = [sys.executable, "-m", "rig.cli.main", "bridge", arguments[0], *self._common, *arguments[1:]]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
 
@@ -98,7 +106,7 @@ def expected_answers(folder: Path, assistant, cache: Path) -> dict[str, str]:
     return heard
 
 
-def check_summary(folder: Path, name: str) -> None:
+def check_summary(folder: Path, name: str, *, clips: int = 6) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["complete"]
     rows = {(row["attack"], row["eps"]): row for row in summary["rows"]}
@@ -109,33 +117,40 @@ def check_summary(folder: Path, name: str) -> None:
         ("pgd-3", 0.002): "lms-fp32",
         ("pgd-3", 0.02): "lms-fp32",
     }
-    assert all((row["n"], row["valid"], row["invalid"], row["bits"]) == (6, 6, 0, None) for row in rows.values())
+    assert all(
+        (row["n"], row["valid"], row["invalid"], row["bits"]) == (clips, clips, 0, None) for row in rows.values()
+    )
     assert rows["benign", 0.0]["error_rate"] <= rows["pgd-3", 0.02]["error_rate"] > 0
     assert "behind a bridge" in (folder / "report.html").read_text()
 
 
-def test_through_wyoming(rig, plan, assistant, bridge, tmp_path, free_port):
+def test_through_wyoming_and_a_plain_subscriber(rig, plan, assistant, bridge, mosquitto, tmp_path, free_port):
     uri = f"tcp://127.0.0.1:{free_port()}"
     assistant.start("wyoming", "--uri", uri)
     wait_for_service(uri)
     bridge.start("wyoming", "--service", uri)
     out = tmp_path / "out"
-    done = rig.run("session", "run", plan("wyoming-okay_stop"), *bridge.session, "--out", out)
-    assert done.returncode == 0, done.stderr + bridge.log.read_text()
+    with subscriber(mosquitto, TRIALS) as lines:
+        done = rig.run("session", "run", plan("wyoming-okay_stop"), *bridge.session, "--out", out)
+        assert done.returncode == 0, done.stderr + bridge.log.read_text()
+        said = [json.loads(line) for line in lines()]
     check_summary(out, "wyoming-okay_stop")
     heard = answers(out)
+    assert {each["trial_id"]: each["label"] for each in said} == heard
     assert heard == expected_answers(out, assistant, rig.cache)
     assert set(heard.values()) == {"okay_stop", "_background_"}
 
 
 def test_through_hermes(rig, plan, assistant, bridge, mosquitto, tmp_path):
     assistant.start("hermes", "--broker", mosquitto.url, "--site", "kitchen")
-    hermes = ("hermes", "--site", "kitchen", "--wake-word", "okay_stop", "--pace", "fast")
+    hermes = ("hermes", "--site", "kitchen", "--wake-word", "okay_stop", "--pace", "fast", "--answer-timeout", "0.2")
     bridge.start(*hermes)
     out = tmp_path / "out"
-    done = rig.run("session", "run", plan("hermes-okay_stop"), *bridge.session, "--out", out)
+    clips = {"data": "zoo", "split": "all", "count": 3, "labels": ["stop", "yes"]}
+    document = plan("hermes-okay_stop", clips=clips)
+    done = rig.run("session", "run", document, *bridge.session, "--out", out)
     assert done.returncode == 0, done.stderr + bridge.log.read_text()
-    check_summary(out, "hermes-okay_stop")
+    check_summary(out, "hermes-okay_stop", clips=3)
     assert answers(out) == expected_answers(out, assistant, rig.cache)
 
 
@@ -145,9 +160,10 @@ def test_a_service_that_dies_costs_attempts_but_no_trial(
     uri = f"tcp://127.0.0.1:{free_port()}"
     assistant.start("wyoming", "--uri", uri)
     wait_for_service(uri)
-    bridge.start("wyoming", "--service", uri, "--pace", "real-time")
+    bridge.start("wyoming", "--service", uri, "--pace", "real-time", "--lead-ms", "400", "--tail-ms", "160")
     out = tmp_path / "out"
-    document = plan("wyoming-okay_stop", attacks=[{"name": "benign"}])
+    clips = {"data": "zoo", "split": "all", "count": 4, "labels": ["stop", "yes"]}
+    document = plan("wyoming-okay_stop", attacks=[{"name": "benign"}], clips=clips)
     process = rig.start("session", "run", document, *bridge.session, "--out", out)
     try:
         wait_until(lambda: len(concluded(out)) >= 1 or process.poll() is not None, 60)
@@ -160,23 +176,12 @@ def test_a_service_that_dies_costs_attempts_but_no_trial(
     assert process.returncode == 0, errors + bridge.log.read_text()
     summary = json.loads((out / "summary.json").read_text())
     (row,) = summary["rows"]
-    assert (row["n"], row["valid"], row["invalid"]) == (6, 6, 0)
+    assert (row["n"], row["valid"], row["invalid"]) == (4, 4, 0)
     # What was asked when it died, and what the rig asked before it saw the sound end; nothing while it is away.
     assert 1 <= row["invalid_attempts"] <= 4
     reasons = [entry["reason"] for entry in summary["excluded"]]
     assert any(uri in reason for reason in reasons), reasons
     assert all(uri in reason or "device lost" in reason or "stream" in reason for reason in reasons), reasons
-
-
-def test_another_assistant_is_refused(rig, plan, assistant, bridge, tmp_path, free_port):
-    uri = f"tcp://127.0.0.1:{free_port()}"
-    assistant.start("wyoming", "--uri", uri)
-    wait_for_service(uri)
-    bridge.start("wyoming", "--service", uri)
-    document = plan("wyoming-computer")
-    done = rig.run("session", "run", document, *bridge.session, "--out", tmp_path / "out")
-    assert done.returncode == 3
-    assert "is 'wyoming-okay_stop', the plan tests 'wyoming-computer'" in done.stderr
 
 
 def test_a_stranger_is_never_started_by_the_session(rig, plan, tmp_path):
@@ -186,28 +191,31 @@ def test_a_stranger_is_never_started_by_the_session(rig, plan, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plain_subscriber_reads_the_predictions(rig, plan, assistant, bridge, mosquitto, tmp_path, free_port):
+@contextmanager
+def subscriber(mosquitto, count: int) -> Iterator[Callable[[], list[str]]]:
+    """What ``mosquitto_sub`` prints of the next predictions, or paho where mosquitto's clients are not installed."""
+    topic = "earshot/1/+/prediction"
     program = shutil.which("mosquitto_sub")
-    if program is None:
-        pytest.skip("mosquitto_sub is missing: apt-get install mosquitto-clients")
-    uri = f"tcp://127.0.0.1:{free_port()}"
-    assistant.start("wyoming", "--uri", uri)
-    wait_for_service(uri)
-    bridge.start("wyoming", "--service", uri)
-    line = [program, "-h", "127.0.0.1", "-p", str(mosquitto.port), "-t", "earshot/1/+/prediction", "-C", "6"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as reader:
-        document = plan("wyoming-okay_stop", attacks=[{"name": "benign"}])
-        done = rig.run("session", "run", document, *bridge.session, "--out", tmp_path / "out")
-        assert done.returncode == 0, done.stderr
-        said = [json.loads(text) for text in reader.communicate(timeout=20)[0].splitlines()]
-    assert {each["trial_id"]: each["label"] for each in said} == answers(tmp_path / "out")
+    if program is not None:
+        line = [program, "-h", "127.0.0.1", "-p", str(mosquitto.port), "-t", topic, "-C", str(count)]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+
+            def lines() -> list[str]:
+                return process.communicate(timeout=20)[0].splitlines()
+
+            yield lines
+        return
+    heard: list[str] = []
+    client = new_client(BrokerUrl.parse(mosquitto.url))
+    client.on_connect = lambda *_: client.subscribe(topic)
+    client.on_message = lambda _client, _data, message: heard.append(message.payload.decode())
+    client.connect("127.0.0.1", mosquitto.port)
+    client.loop_start()
+    yield lambda: heard
+    client.loop_stop()
 
 
 def wait_for_service(uri: str) -> None:
-    import socket
-    import time
-    from urllib.parse import urlsplit
-
     place = urlsplit(uri)
     for _ in range(200):
         with socket.socket() as probe:

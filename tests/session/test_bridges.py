@@ -235,7 +235,7 @@ def hermes(assistant, mosquitto):
     def make(kind="hotword", words=("okay_stop",), site="kitchen", **changes):
         link = HermesLink(BrokerUrl.parse(mosquitto.url), site, TOPICS[kind], threading.Event())
         links.append(link.__enter__())
-        settings = {"kind": kind, "utterance": AROUND, "answer_timeout_s": 1.0, "probe": True, **changes}
+        settings = {"kind": kind, "utterance": AROUND, "answer_timeout_s": 0.4, "probe": True, **changes}
         return HermesAssistant(link, site, words, **settings)
 
     yield make

@@ -139,4 +139,6 @@ def _updates(settings: DeviceSettings, running: _Running, folder: Path, listenin
         budget_ms=latency_budget_ms(None if listening is None else listening.hop_ms),
         threads=settings.threads,
         members=settings.members,
+        provider=settings.provider,
+        healthy_s=settings.confirm_after_s,
     )

@@ -38,7 +38,7 @@ class Patience(_Frozen):
 class Job(_Frozen):
     """One update or rollback.
 
-    ``folder`` is the device's state folder. The bundle is tried with ``threads``, ``members`` and ``providers`` as the
+    ``folder`` is the device's state folder. The bundle is tried with ``threads``, ``members`` and ``provider`` as the
     agent will run it, ``runs`` times; the 99th percentile must be at most ``latency_budget_ms`` (None: any).
     """
 
@@ -49,7 +49,7 @@ class Job(_Frozen):
     runs: Annotated[int, Field(ge=1, le=10_000)] = 200
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     members: int | None = None
-    providers: tuple[str, ...] = ()
+    provider: str | None = None
     patience: Patience = Patience()
 
 

@@ -34,7 +34,7 @@ class SlotUpdates:
         folder: its state folder.
         pointer: as :meth:`edge.update.slots.Slots.choose` left it.
         budget_ms: what one window of a new bundle may take, see :func:`latency_budget_ms`; None: any time.
-        threads, members, providers: how the agent runs a bundle.
+        threads, members, provider: how the agent runs a bundle, see :func:`edge.bundle.opening.open_classifier`.
         healthy_s: a new bundle is confirmed when it was healthy for so long without a break.
         runs: windows by which a new bundle's latency is measured.
         patience: of the download.
@@ -49,7 +49,7 @@ class SlotUpdates:
         budget_ms: float | None,
         threads: int = 1,
         members: int | None = None,
-        providers: tuple[str, ...] = (),
+        provider: str | None = None,
         healthy_s: float = HEALTHY_S,
         runs: int = 200,
         patience: Patience | None = None,
@@ -66,7 +66,7 @@ class SlotUpdates:
             "runs": runs,
             "threads": threads,
             "members": members,
-            "providers": providers,
+            "provider": provider,
         }
         self._process: UpdatingProcess | None = None
         self._goal: Content | None = None
@@ -139,7 +139,12 @@ class SlotUpdates:
         """
         if self._process is not None:
             raise UsageError(f"rotation of the {rotate.role} key: an update is on its way, try again when it is done")
-        self._slots.rotate(rotate)
+        try:
+            self._slots.rotate(rotate)
+        except OSError as error:
+            raise UsageError(
+                f"rotation of the {rotate.role} key: {error}: see to the disk, then say it again"
+            ) from None
         log.info("the %s key was rotated", rotate.role)
 
     def observe(self, *, healthy: bool) -> None:
@@ -211,7 +216,10 @@ class SlotUpdates:
             }
         )
         self._goal, self._last_stage = goal, None
-        self._process = UpdatingProcess(job)
+        try:
+            self._process = UpdatingProcess(job)
+        except OSError as error:
+            raise UsageError(f"the updating process does not start ({error}): see to the device") from None
         log.info("began: %s version %d (%s)", goal.name, goal.version, goal.sha256[:12])
 
     def _note_failure(self, goal: Content, stage: Stage) -> None:

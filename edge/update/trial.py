@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from edge.bundle.classifier import DEFAULT_PROVIDERS, Classifier
+from edge.bundle.opening import open_classifier
+from edge.bundle.providers import CPU
 from edge.bundle.reading import Bundle
 from edge.errors import ThresholdError
 
@@ -17,8 +18,9 @@ _WARM_UP_RUNS = 3
 
 @dataclass(frozen=True)
 class Tried:
-    """``difference`` of the scores on the golden vectors, and latencies of one window."""
+    """``difference`` of the scores on the golden vectors, and latencies of one window on ``provider``."""
 
+    provider: str
     difference: float
     p50_ms: float
     p99_ms: float
@@ -31,9 +33,10 @@ def try_out(
     latency_budget_ms: float | None,
     threads: int = 1,
     members: int | None = None,
-    providers: Sequence[str] = (),
+    provider: str | None = None,
+    cache: Path | None = None,
 ) -> Tried:
-    """Run a bundle on its golden vectors, then ``runs`` times on one window.
+    """Open a bundle as the agent will, run its golden vectors, then ``runs`` windows one by one.
 
     With one thread on the processor its own time counts, not that in which others had the processor: the updating
     process has the lowest priority beside an agent that listens.
@@ -41,12 +44,10 @@ def try_out(
     Raises:
         ThresholdError: other scores than when the bundle was packed, or too slow.
         BundleError: onnxruntime cannot load the graph.
-        UnavailableError: a provider is missing here.
+        UnavailableError: the provider is missing here.
     """
-    providers = tuple(providers) or DEFAULT_PROVIDERS
-    classifier = Classifier(bundle, threads=threads, members=members, providers=providers)
-    difference = classifier.check_golden()
-    alone = threads == 1 and providers == DEFAULT_PROVIDERS
+    classifier, difference = open_classifier(bundle, threads=threads, members=members, provider=provider, cache=cache)
+    alone = threads == 1 and classifier.providers == (CPU,)
     clock_ns = time.thread_time_ns if alone else time.perf_counter_ns
     windows = bundle.golden_pcm
     took_ms = []
@@ -62,4 +63,4 @@ def try_out(
             f" more than the {latency_budget_ms:.1f} ms that this device has: listen with a longer hop, or send a"
             " smaller model"
         )
-    return Tried(difference, p50_ms, p99_ms)
+    return Tried(classifier.providers[0], difference, p50_ms, p99_ms)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
+from edge.bundle.providers import engine_cache
 from edge.bundle.reading import Bundle
 from edge.errors import EXIT_BUG, EXIT_OK, BundleError, EarshotError, UsageError, refused
 from edge.messages import Rollback, Update
@@ -108,9 +109,13 @@ def _test(bundle: Bundle, job: Job, tell: Tell) -> str:
         latency_budget_ms=job.latency_budget_ms,
         threads=job.threads,
         members=job.members,
-        providers=job.providers,
+        provider=job.provider,
+        cache=engine_cache(job.folder, bundle.sha256) if bundle.manifest.quantisation.profile == "portable" else None,
     )
-    return f"p50 {tried.p50_ms:.2f} ms, p99 {tried.p99_ms:.2f} ms, golden vectors within {tried.difference:.2g}"
+    return (
+        f"p50 {tried.p50_ms:.2f} ms, p99 {tried.p99_ms:.2f} ms on {tried.provider}, golden vectors within"
+        f" {tried.difference:.2g}"
+    )
 
 
 def main() -> int:
@@ -119,7 +124,8 @@ def main() -> int:
     logging.basicConfig(level="INFO", format="earshot-update: %(levelname)s %(message)s", stream=sys.stderr)
     try:
         job = _read_job()
-        _die_with(job.parent_pid)
+        if not _die_with(job.parent_pid):
+            return EXIT_BUG
         work(job, _tell)
     except EarshotError as error:
         return _fail(error)
@@ -147,12 +153,11 @@ def _read_job() -> Job:
         raise UsageError(f"job: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
 
 
-def _die_with(parent_pid: int) -> None:
-    """Never outlive the agent: a second one may be updating soon."""
+def _die_with(parent_pid: int) -> bool:
+    """Never outlive the agent, a second one may be updating soon; false where it is gone already."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        sys.exit(EXIT_BUG)
+    return os.getppid() == parent_pid
 
 
 def _tell(stage: Stage) -> None:

@@ -3,8 +3,10 @@
 ``station.toml`` holds paths to secrets, never a secret::
 
     broker = "mqtts://rig@lab.local"
-    ca_file = "broker/ca.crt"
-    password_file = "broker/rig.password"
+    ca_file = "broker/rig/ca.crt"
+    password_file = "broker/rig/password"
+    certificate_file = "broker/rig/client.crt"
+    key_file = "broker/rig/client.key"
     operator = "keys/operator.pem"
 
 Relative paths begin at the file's own folder.
@@ -33,6 +35,8 @@ class Station(BaseModel):
     operator: Path | None = None
     ca_file: Path | None = None
     password_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
 
     @property
     def url(self) -> BrokerUrl:
@@ -65,7 +69,7 @@ def load(path: Path) -> Station:
     folder = path.absolute().parent
     places = {
         name: folder / value
-        for name in ("operator", "ca_file", "password_file")
+        for name in ("operator", "ca_file", "password_file", "certificate_file", "key_file")
         if (value := getattr(station, name)) is not None
     }
     return station.model_copy(update=places)

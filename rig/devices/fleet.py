@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -20,6 +21,8 @@ QUIET_S = 0.4
 LONGEST_S = 5.0
 
 ANYBODY = "+"
+# All but predictions, of which there may be thousands a second.
+QUIET_REPORTS = tuple(kind for kind in REPORTS if kind != "prediction")
 
 _KINDS: dict[type[Message], str] = {
     State: "state",
@@ -71,19 +74,25 @@ class Fleet:
     Args:
         url: the broker.
         devices: names; ``+`` is every device.
-        operator: signs what is sent; None only listens.
+        operator: signs what is sent through :attr:`link`; None only listens.
+        reports: which messages to hear, keys of :data:`rig.devices.link.REPORTS`.
 
     Raises:
         UnavailableError: when entered, the broker cannot be reached or refuses.
     """
 
     def __init__(
-        self, url: BrokerUrl, devices: tuple[str, ...] = (ANYBODY,), *, operator: Operator | None = None
+        self,
+        url: BrokerUrl,
+        devices: tuple[str, ...] = (ANYBODY,),
+        *,
+        operator: Operator | None = None,
+        reports: Sequence[str] = QUIET_REPORTS,
     ) -> None:
         self.members: dict[str, Member] = {}
         self._url = url
         self._events: Events = queue.SimpleQueue()
-        self.link = Link(url, devices, self._events, operator=operator, reports=tuple(REPORTS))
+        self.link = Link(url, devices, self._events, operator=operator, reports=reports)
 
     def __enter__(self) -> Self:
         self.link.__enter__()

@@ -11,6 +11,7 @@ import typer
 
 from edge.errors import UsageError
 from edge.mqtt.broker_url import CA_FILE_VARIABLE, PASSWORD_FILE_VARIABLE, PASSWORD_VARIABLE, BrokerUrl
+from edge.mqtt.tls import CERTIFICATE_FILE_VARIABLE, KEY_FILE_VARIABLE
 from rig import station as stations
 
 STATION_VARIABLE = "EARSHOT_STATION"
@@ -56,7 +57,7 @@ class Access:
 def access(broker: str | None, operator: Path | None, station: Path | None) -> Access:
     """Join the options: what is given by name wins over the station file.
 
-    A station's password and CA file are what this process uses unless its environment names others.
+    A station's password, CA and certificate files are what this process uses unless its environment names others.
 
     Raises:
         UsageError: no broker is given, or one of the values is wrong.
@@ -68,7 +69,12 @@ def access(broker: str | None, operator: Path | None, station: Path | None) -> A
     facts = stations.load(station)
     if facts.password_file is not None and PASSWORD_VARIABLE not in os.environ:
         os.environ.setdefault(PASSWORD_FILE_VARIABLE, str(facts.password_file))
-    if facts.ca_file is not None:
-        os.environ.setdefault(CA_FILE_VARIABLE, str(facts.ca_file))
+    for variable, path in (
+        (CA_FILE_VARIABLE, facts.ca_file),
+        (CERTIFICATE_FILE_VARIABLE, facts.certificate_file),
+        (KEY_FILE_VARIABLE, facts.key_file),
+    ):
+        if path is not None:
+            os.environ.setdefault(variable, str(path))
     url = facts.url if broker is None else BrokerUrl.parse(broker)
     return Access(url, operator or facts.operator)

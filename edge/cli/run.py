@@ -43,6 +43,8 @@ def add(verbs: Verbs) -> None:
         default=None,
         help="publish the seed of each window's noise (ensembles)",
     )
+    # Whoever tries an update cannot wait for a minute.
+    run.add_argument("--confirm-after", dest="confirm_after_s", type=float, help=argparse.SUPPRESS)
     run.add_argument("--exit-on-stdin-eof", action="store_true", help="stop when standard input closes")
     run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="(default: info)")
     run.set_defaults(execute=execute)

@@ -59,7 +59,8 @@ class DeviceSettings(BaseModel):
     """All that can be said of a device; unknown keys are rejected.
 
     Without ``bundle`` the device runs the slots of its state folder. Without ``listening`` it listens on command, or,
-    where no operator may command it, continuously with the default settings.
+    where no operator may command it, continuously with the default settings. A bundle that was healthy for
+    ``confirm_after_s`` without a break is confirmed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +78,7 @@ class DeviceSettings(BaseModel):
     listening: ListeningSettings | None = None
     home_assistant: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_/-]{0,62}$")] | None = None
     connect_timeout_s: Annotated[float, Field(ge=0, le=_LIMITS["connect_timeout_s"][1])] = 0.0
+    confirm_after_s: Annotated[float, Field(ge=0.1, le=3600)] = 60.0
     log_noise_seed: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     user: str | None = None

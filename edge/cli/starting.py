@@ -106,7 +106,7 @@ def _load(settings: DeviceSettings, bundle: Bundle, folder: Path) -> tuple[Class
     if settings.log_noise_seed and manifest.ensemble is None:
         raise UsageError(f"--log-noise-seed: {manifest.name} is no stochastic ensemble, it has no noise")
     portable = manifest.quantisation.profile == "portable"
-    # Before the model, so that the peak is lower, and after it, so that what stays is.
+    # Before the model is loaded, so that the peak is lower too.
     give_back_code()
     classifier, difference = open_classifier(
         bundle,
@@ -121,7 +121,6 @@ def _load(settings: DeviceSettings, bundle: Bundle, folder: Path) -> tuple[Class
     )
     if classifier.members is not None:
         log.info("stochastic ensemble of %d members, fresh noise for every window", classifier.members)
-    give_back_code()
     # onnxruntime has made its own of the graph.
     return classifier, replace(bundle, model=b"")
 

@@ -93,7 +93,7 @@ def _said(fleet: Fleet, end_s: float | None, wait_s: float) -> Iterator[Message 
 def _print_messages(fleet: Fleet, end_s: float | None) -> None:
     from rig.devices.link import REPORTS
 
-    kinds = {report: kind for kind, report in REPORTS.items()}
+    kinds: dict[type[Message], str] = {report: kind for kind, report in REPORTS.items()}
     for said in _said(fleet, end_s, 1.0):
         if said is None:
             continue

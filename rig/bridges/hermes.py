@@ -112,7 +112,7 @@ class HermesAssistant:
             for topic, payload in self._link.until(clock.due_s(piece)):
                 heard = self._event(topic, payload, session)
                 if heard is not None and piece.at_sample + len(piece.pcm) <= 0:
-                    raise DataError(f"{topic[:80]}: an event in the silence before the window")
+                    raise DataError(f"{hermes.shown(topic)}: an event in the silence before the window")
                 if heard is not None:
                     return heard
         return None

@@ -89,11 +89,16 @@ def parse(kind: type[M], topic: str, payload: bytes) -> M:
         DataError: it is too large, not JSON, or lacks what is needed.
     """
     if len(payload) > MAX_PAYLOAD_BYTES:
-        raise DataError(f"{topic[:80]}: {len(payload)} bytes exceed the limit of {MAX_PAYLOAD_BYTES}")
+        raise DataError(f"{shown(topic)}: {len(payload)} bytes exceed the limit of {MAX_PAYLOAD_BYTES}")
     try:
         return kind.model_validate_json(payload)
     except ValidationError as error:
-        raise DataError(f"{topic[:80]}: {describe(error, document='payload')}") from None
+        raise DataError(f"{shown(topic)}: {describe(error, document='payload')}") from None
+
+
+def shown(topic: str) -> str:
+    """A topic as a line for people can hold it."""
+    return ascii(topic[:80])[1:-1]
 
 
 def frame_topic(site: str) -> str:

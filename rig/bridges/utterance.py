@@ -14,7 +14,7 @@ from edge.sound.ring import Pcm16
 
 # A wake-word engine's own step, 80 ms: no piece waits in it for the next one.
 PIECE_MS = 80
-MAX_SILENCE_MS = 60_000
+MAX_SILENCE_MS = 10_000
 
 
 @dataclass(frozen=True)

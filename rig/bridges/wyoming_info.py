@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from wyoming.event import Event
 
 from edge.errors import DataError, UsageError
+from edge.validation import describe
 
 _Text = Annotated[str, Field(max_length=512)]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return text
+
+
+_Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
 
 
 class _Told(BaseModel):
@@ -21,7 +31,7 @@ class _Told(BaseModel):
 class WakeModel(_Told):
     """One wake word."""
 
-    name: Annotated[str, Field(min_length=1, max_length=128)]
+    name: _Name
     version: _Text | None = None
     phrase: _Text | None = None
     languages: Annotated[tuple[_Text, ...], Field(max_length=64)] = ()
@@ -31,7 +41,7 @@ class WakeModel(_Told):
 class WakeProgram(_Told):
     """One program that knows wake words."""
 
-    name: Annotated[str, Field(min_length=1, max_length=128)]
+    name: _Name
     version: _Text | None = None
     models: Annotated[tuple[WakeModel, ...], Field(max_length=1000)] = ()
 
@@ -79,9 +89,7 @@ def read_info(service: str, event: Event) -> ServiceInfo:
     try:
         return ServiceInfo.model_validate(event.data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{service}: info: {where}: {first['msg']}") from None
+        raise DataError(f"{service}: info: {describe(error)}") from None
 
 
 class Detected(_Told):
@@ -100,9 +108,7 @@ def read_detection(service: str, event: Event, words: Sequence[str], others: fro
     try:
         detected = Detected.model_validate(event.data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{service}: detection: {where}: {first['msg']}") from None
+        raise DataError(f"{service}: detection: {describe(error)}") from None
     if detected.name is None:
         if len(words) != 1:
             raise DataError(f"{service}: a detection without a name, where {len(words)} wake words are listened for")

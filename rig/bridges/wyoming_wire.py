@@ -140,7 +140,7 @@ class Wire:
     def read(self, count: int) -> bytes:
         """``count`` bytes, nothing at the end of the connection."""
         if count > MAX_PART_BYTES:
-            raise DataError(f"{self._name}: announced {count} bytes, at most {MAX_PART_BYTES} are taken")
+            raise DataError(f"{self._name}: announced a part of over {MAX_PART_BYTES} bytes")
         while len(self._held) < count:
             if not self._fill():
                 return b""

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from rig.session.material import Material
     from rig.session.stage import StagedDevice
 
-# It is asked one window after another, with seconds of silence around each: more would only wait at the bridge.
+# It is asked one window after another, with seconds of silence around each: more would only wait at the bridge, which
+# takes up to 50 s for one.
 MAX_IN_FLIGHT = 2
-PREDICTION_TIMEOUT_S = 60.0
+PREDICTION_TIMEOUT_S = 120.0
 META_KEY = "recogniser_model"
 
 
@@ -52,7 +53,7 @@ def check(info: Info, wanted: ForeignRecogniser, material: Material, known: Mode
         )
     for word in (*wanted.hears.values(), BACKGROUND):
         if word not in info.labels:
-            raise ThresholdError(f"{name} knows {', '.join(info.labels)}, the plan also wants {word!r}")
+            raise ThresholdError(f"{name} knows {', '.join(map(repr, info.labels[:20]))}, the plan also wants {word!r}")
     if known is not None and known != model_of(info):
         raise ThresholdError(f"{name} is another recogniser than the session began with: start a new session")
 

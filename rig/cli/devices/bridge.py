@@ -264,8 +264,8 @@ def _utterance(lead_ms: int, tail_ms: int, pace: Pace) -> Utterance:
 
 
 def _check_seconds(option: str, value: float) -> None:
-    if not 0 < value <= 30:
-        raise UsageError(f"{option} {value:g}: use more than 0, at most 30 seconds")
+    if not 0 < value <= 20:
+        raise UsageError(f"{option} {value:g}: use more than 0, at most 20 seconds")
 
 
 def _start(level: str, *, exit_on_stdin_eof: bool) -> threading.Event:

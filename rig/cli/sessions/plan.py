@@ -53,6 +53,8 @@ def outline_plan(path: Path, air: str | None, *, show_progress: bool) -> dict[st
             bundle.manifest.name: {"sha256": bundle.sha256, "bits": bundle.manifest.quantisation.bits}
             for bundle in loaded.bundles.values()
         }
+        if plan.recogniser is not None:
+            outline["recogniser"] = plan.recogniser.model_dump(mode="json")
         outline["clips"] = len(loaded.clips)
         outline["airs"][name] = {
             "conditions": len(loaded.conditions),
@@ -67,6 +69,9 @@ def print_outline(outline: dict[str, Any]) -> None:
     say(f"plan {outline['plan']}, seed {outline['seed']}, {outline['clips']} clips")
     for name, bundle in outline["bundles"].items():
         say(f"  bundle {name}: {bundle['bits']} bit, sha256 {bundle['sha256'][:16]}, signature verified")
+    if "recogniser" in outline:
+        heard = ", ".join(f"{label} as {word}" for label, word in outline["recogniser"]["hears"].items())
+        say(f"  tests {outline['recogniser']['name']} behind a bridge, which must hear {heard} and nothing else")
     for name, facts in outline["airs"].items():
         more = "".join(f", {key} {value}" for key, value in facts.items() if key not in {"conditions", "trials"})
         say(f"  {name} air: {facts['conditions']} conditions, {facts['trials']} trials{more}")

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
 
+from edge.mqtt.broker_url import PASSWORD_FILE_VARIABLE, PASSWORD_VARIABLE
 from edge.update.job import MAX_LINE_BYTES, Job, Stage
 
 if TYPE_CHECKING:
     import subprocess
 
 _READ_BYTES = 64 << 10
+# It talks to no broker and not to the service manager.
+_NOT_ITS_OWN = {PASSWORD_VARIABLE, PASSWORD_FILE_VARIABLE, "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}
 
 
 class UpdatingProcess:
@@ -30,6 +33,7 @@ class UpdatingProcess:
             stdout=subprocess.PIPE,
             cwd=Path(__file__).resolve().parents[2],
             bufsize=0,
+            env={name: value for name, value in os.environ.items() if name not in _NOT_ITS_OWN},
         )
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:

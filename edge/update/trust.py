@@ -50,6 +50,10 @@ class TrustStore:
         retired = {each.key for each in self._retired() if each.role == role}
         return [key for _, key in self._files(role) if bytes(key).hex() not in retired]
 
+    def is_retired(self, role: Role, key: VerifyKey) -> bool:
+        """Whether a key was replaced here: it must not come back by another way either."""
+        return any(each.key == bytes(key).hex() and each.role == role for each in self._retired())
+
     def retired_for(self, sha256: str) -> list[VerifyKey]:
         """The retired keys that vouch for one bundle only: that with this SHA-256."""
         return [each.verify_key for each in self._retired() if each.role == "bundle" and sha256 in each.bundles]
@@ -60,8 +64,8 @@ class TrustStore:
         Raises:
             UsageError: it was retired, or there are too many.
         """
-        name, raw = fingerprint(key), bytes(key).hex()
-        if any(each.key == raw and each.role == role for each in self._retired()):
+        name = fingerprint(key)
+        if self.is_retired(role, key):
             raise UsageError(f"{role} key {name} was retired on this device and does not come back: make a new one")
         known = [bytes(each) for _, each in self._files(role)]
         if bytes(key) in known:

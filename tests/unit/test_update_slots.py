@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -295,3 +296,47 @@ def test_provisioning_refuses_what_runs_and_mends_what_does_not(device, versions
         device.choose()
     provision(device.folder, versions[3])
     assert device.choose().bundle.manifest.version == 3
+
+
+def test_whatever_a_broken_card_leaves_a_start_finds_a_bundle_or_says_so(device, versions, tmp_path):
+    """Damage of one to three files or folders, seeded: never another error, never a bundle that does not verify."""
+    install(device, versions[2])
+    device.choose()
+    device.confirm()
+    good = {sha256(versions[1]), sha256(versions[2])}
+    rng = random.Random(8)
+    started, refusals = 0, []
+    for _ in range(100):
+        folder = tmp_path / "broken"
+        shutil.copytree(device.folder, folder)
+        for path in rng.sample(sorted(folder.rglob("*")), rng.randint(1, 3)):
+            damage_one(path, rng)
+        try:
+            assert Slots(folder).choose().bundle.sha256 in good
+            started += 1
+        except BundleError as error:
+            refusals.append(str(error))
+        shutil.rmtree(folder)
+    assert started >= 30
+    assert refusals
+    assert all("earshot-device provision FILE" in each for each in refusals)
+
+
+def damage_one(path: Path, rng: random.Random) -> None:
+    how = rng.choice(["gone", "flipped", "cut", "garbage", "folder", "link"])
+    if not path.exists():
+        return
+    content = bytearray(path.read_bytes()) if path.is_file() else None
+    if how in {"gone", "folder", "link"} or not content:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if how == "folder":
+            path.mkdir()
+        elif how == "link":
+            path.symlink_to(rng.choice(["/dev/zero", "/nowhere", str(path), "/"]))
+    elif how == "flipped":
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+    elif how == "cut":
+        path.write_bytes(content[: rng.randrange(len(content))])
+    else:
+        path.write_bytes(rng.randbytes(rng.randrange(3000)))

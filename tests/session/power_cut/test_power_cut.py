@@ -22,10 +22,10 @@ from edge.update.slots import Slots
 from rig.devices.bundle_server import BundleServer
 
 # Small pieces and frequent synchronising make many moments.
-PATIENCE = {"chunk_bytes": 3000, "synchronise_bytes": 12_000, "reserve_bytes": 0, "attempts": 2, "backoff_s": 0.01}
+PATIENCE = {"chunk_bytes": 1500, "synchronise_bytes": 6000, "reserve_bytes": 0, "attempts": 2, "backoff_s": 0.01}
 CALLS = ("write", "openat", "fsync", "rename", "unlink", "mkdir")
 FEW_STATES = 25
-DRAWS = 12
+DRAWS = 20
 
 
 def sha256(path: Path) -> str:
@@ -386,4 +386,4 @@ def test_a_cut_at_every_call_of_everything(world, actor, replay, lay_out, tmp_pa
         killed, lost = killed + kills, lost + states
     print(f"{killed} points by strace, {lost} states of a disk that lost what was not synchronised: all started")
     assert killed >= 500
-    assert lost >= 500
+    assert lost >= 300

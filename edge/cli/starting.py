@@ -59,7 +59,7 @@ def start(settings: DeviceSettings, stack: ExitStack) -> tuple[Device, Updates]:
     else:
         folder = stack.enter_context(claimed(settings.state_dir or default_state_dir(), name))
         running = _chosen(folder)
-    operators = given if running.pointer is None else [*given, *_trusted(folder, given)]
+    operators = given if running.pointer is None else _trusted(folder, given)
     listening = settings.listening or (None if operators else ListeningSettings())
     classifier, bundle = _load(settings, running.bundle, folder)
     for key in operators:
@@ -96,9 +96,12 @@ def _chosen(folder: Path) -> _Running:
 
 
 def _trusted(folder: Path, given: list[VerifyKey]) -> list[VerifyKey]:
+    """The operators of the trust store and those given, without the ones that were replaced there."""
     from edge.update.trust import TrustStore  # noqa: PLC0415 - a device without slots has none
 
-    return [key for key in TrustStore(folder / "trust").keys("operator") if key not in given]
+    store = TrustStore(folder / "trust")
+    stored = store.keys("operator")
+    return [*stored, *(key for key in given if key not in stored and not store.is_retired("operator", key))]
 
 
 def _load(settings: DeviceSettings, bundle: Bundle, folder: Path) -> tuple[Classifier, Bundle]:

@@ -42,7 +42,12 @@ from edge.mqtt.tls import CERTIFICATE_FILE_VARIABLE, KEY_FILE_VARIABLE
 from edge.validation import describe
 
 MAX_BYTES = 64 << 10
-_LIMITS = {"threads": (1, 64), "members": (1, MAX_MEMBERS), "connect_timeout_s": (0, 86_400)}
+_LIMITS = {
+    "threads": (1, 64),
+    "members": (1, MAX_MEMBERS),
+    "connect_timeout_s": (0, 86_400),
+    "confirm_after_s": (0.1, 3600),
+}
 _PATHS = ("state_dir", "bundle", "ca_file", "password_file", "certificate_file", "key_file")
 _PATH_LISTS = ("trust", "operator")
 _VARIABLES = {
@@ -78,7 +83,7 @@ class DeviceSettings(BaseModel):
     listening: ListeningSettings | None = None
     home_assistant: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_/-]{0,62}$")] | None = None
     connect_timeout_s: Annotated[float, Field(ge=0, le=_LIMITS["connect_timeout_s"][1])] = 0.0
-    confirm_after_s: Annotated[float, Field(ge=0.1, le=3600)] = 60.0
+    confirm_after_s: Annotated[float, Field(ge=_LIMITS["confirm_after_s"][0], le=_LIMITS["confirm_after_s"][1])] = 60.0
     log_noise_seed: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     user: str | None = None

@@ -52,6 +52,8 @@ KEEPALIVE_S = 20
 RECONNECT_MIN_S, RECONNECT_MAX_S = 1, 5
 # Commands that wait for a device whose boot is not known yet; a session asks for eight windows at a time.
 MAX_WAITING = 1000
+# What the broker retained arrives at once, in any order.
+PRESENCE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class _Sent:
 class Link:
     """MQTT 3.1.1 to devices.
 
-    Every command is put under the operator's signature for the boot that the device announced last. One to a device
-    that has announced nothing waits until it does; one that is still with us when the device announces another boot is
-    signed again.
+    Every command is put under the operator's signature for the boot of the device. One to a device that is not there,
+    or while the broker is away, waits unsigned until the device announces itself; one that the broker has not taken
+    when the device announces another boot is signed again.
 
     Args:
         url: the broker.
@@ -97,8 +99,10 @@ class Link:
         self._operator = operator
         self._reports = tuple(reports)
         self._clocks = Clocks()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        # The boots that devices announced last, and which of them are there as far as we know now.
         self._boots: dict[str, str] = {}
+        self._present: set[str] = set()
         self._waiting: dict[str, deque[tuple[str, Message]]] = {}
         self._sent: dict[str, deque[_Sent]] = {}
         client = new_client(url, f"earshot-rig-{secrets.token_hex(4)}")
@@ -125,9 +129,9 @@ class Link:
         self._client.loop_stop()
 
     def boot_id(self, device: str) -> str | None:
-        """The boot that a device announced last, None before it announced any."""
+        """The boot of a device that is there, else None."""
         with self._lock:
-            return self._boots.get(device)
+            return self._boots[device] if device in self._present else None
 
     def send(self, verb: str, command: Message) -> None:
         """Sign a command and publish it to the device it names, QoS 1; it waits while device or broker are away.
@@ -138,9 +142,8 @@ class Link:
         """
         operator = self._need_operator()
         with self._lock:
-            boot_id = self._boots.get(command.device)
-            if boot_id is not None:
-                self._publish(operator, verb, command, boot_id)
+            if command.device in self._present:
+                self._publish(operator, verb, command, self._boots[command.device])
                 return
             waiting = self._waiting.setdefault(command.device, deque())
             if len(waiting) >= MAX_WAITING:
@@ -157,9 +160,10 @@ class Link:
         operator = self._need_operator()
 
         def echo(nonce: str) -> Instant:
-            boot_id = self.boot_id(device)
-            if boot_id is None:
-                raise UnavailableError(f"device {device}: never announced itself at {self._url}, start it")
+            with self._lock:
+                if not self._lock.wait_for(lambda: device in self._present, PRESENCE_TIMEOUT_S):
+                    raise UnavailableError(f"device {device}: is not online at {self._url}, start it")
+                boot_id = self._boots[device]
             payload = operator.seal("echo", Echo(device=device, nonce=nonce), boot_id).to_json()
             sent = Instant.now()
             self._client.publish(topic(device, "command", "echo"), payload, qos=0)
@@ -176,21 +180,27 @@ class Link:
     def _publish(self, operator: Operator, verb: str, command: Message, boot_id: str) -> None:
         payload = operator.seal(verb, command, boot_id).to_json()
         publication = self._client.publish(topic(command.device, "command", verb), payload, qos=1)
-        sent = self._sent.setdefault(command.device, deque())
+        sent = self._sent.setdefault(command.device, deque(maxlen=MAX_WAITING))
         while sent and _is_out(sent[0]):
             sent.popleft()
         sent.append(_Sent(verb, command, publication))
 
-    def _note_boot(self, state: State) -> None:
+    def _note_state(self, state: State) -> None:
         """A device is there: what waited for it can be signed, and what an earlier boot never got is signed anew."""
-        if state.status != "online" or self._operator is None:
+        if self._operator is None:
             return
         with self._lock:
             before = self._boots.get(state.device)
-            self._boots[state.device] = state.boot_id
-            if before == state.boot_id:
+            if state.status != "online":
+                # The will of an earlier boot may come late.
+                if before == state.boot_id:
+                    self._present.discard(state.device)
                 return
-            again = [(each.verb, each.command) for each in self._sent.pop(state.device, ()) if not _is_out(each)]
+            self._boots[state.device] = state.boot_id
+            self._present.add(state.device)
+            self._lock.notify_all()
+            sent = self._sent.pop(state.device, ()) if before != state.boot_id else ()
+            again = [(each.verb, each.command) for each in sent if not _is_out(each)]
             for verb, command in (*again, *self._waiting.pop(state.device, ())):
                 self._publish(self._operator, verb, command, state.boot_id)
 
@@ -206,6 +216,9 @@ class Link:
         self._events.put(BrokerChanged(connected=True))
 
     def _on_disconnect(self, *_: Any) -> None:
+        with self._lock:
+            # Who is there now, the broker tells again.
+            self._present.clear()
         self._events.put(BrokerChanged(connected=False))
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
@@ -221,16 +234,16 @@ class Link:
             self._clocks.take(report, received)
             return
         if isinstance(report, State):
-            self._note_boot(report)
+            self._note_state(report)
         self._events.put(Received(report))
 
 
 def _is_out(sent: _Sent) -> bool:
-    """Whether the broker has taken a command; one that paho refused will never be."""
+    """Whether the broker has taken a command; paho says nothing of one that it kept while there was no connection."""
     try:
         return sent.publication.is_published()
     except (ValueError, RuntimeError):
-        return True
+        return False
 
 
 def _read(device: str, kind: str, payload: bytes | bytearray) -> Report | Clock:

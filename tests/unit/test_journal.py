@@ -69,3 +69,10 @@ def test_a_journal_cut_short_while_being_made_does_not_count(tmp_path):
 def test_no_journal_is_one_line(tmp_path):
     with pytest.raises(PlanError, match="session run"):
         Journal(tmp_path)
+
+
+def test_a_list_of_facts_grows(folder):
+    with Journal(folder) as opened:
+        opened.append("clocks", [{"device": "a"}])
+        opened.append("clocks", [{"device": "a"}, {"device": "b"}])
+        assert opened.meta()["clocks"] == [{"device": "a"}, {"device": "a"}, {"device": "b"}]

@@ -19,6 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Which of them there are depends on the processor.
+SPELLINGS = {
+    "rename": "?rename,?renameat,?renameat2",
+    "unlink": "?unlink,?unlinkat",
+    "mkdir": "?mkdir,?mkdirat",
+}
 _TRACED = (
     *("write", "lseek", "openat", "fsync", "fdatasync", "mkdir", "mkdirat"),
     *("rename", "renameat", "renameat2", "unlink", "unlinkat"),
@@ -233,10 +239,10 @@ class Actor:
         order = {"deed": deed, "folder": str(folder), "task": task or {}}
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         process_id = self._line().removeprefix("pid ")
-        what = ["-e", f"trace={','.join((*_TRACED, *_UNKNOWN))}", "-y", "-xx", "-s", "1000000"]
+        what = ["-e", f"trace=?{',?'.join((*_TRACED, *_UNKNOWN))}", "-y", "-xx", "-s", "1000000"]
         if kill_at is not None:
-            call, count = kill_at
-            what = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={count}"]
+            calls, count = SPELLINGS.get(kill_at[0], kill_at[0]), kill_at[1]
+            what = ["-e", f"trace={calls}", "-e", f"inject={calls}:signal=KILL:when={count}"]
         command = [self._strace, "-f", "-o", self._trace, *what, "-p", process_id]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
             attached = tracer.stderr.readline()
@@ -261,7 +267,7 @@ def strace_program() -> str:
         pytest.skip("strace is missing: apt-get install strace")
     probe = subprocess.run([program, "-e", "trace=none", "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
-        pytest.skip(f"tracing is not permitted here: {probe.stderr.strip()[:100]}")
+        pytest.skip(f"strace needs the permission to trace processes: {probe.stderr.strip()[:100]}")
     return program
 
 
@@ -275,6 +281,11 @@ def actor(strace_program, keys, tmp_path_factory) -> Iterator[Actor]:
 @pytest.fixture(name="replay", scope="session")
 def _replay():
     return replay
+
+
+@pytest.fixture(scope="session")
+def spellings() -> dict[str, str]:
+    return SPELLINGS
 
 
 @pytest.fixture(name="lay_out", scope="session")

@@ -82,3 +82,46 @@ def test_several_bundles_need_several_sessions(rig, write_plan, tmp_path, fp32_b
     done = rig.run("session", "run", plan, *arguments)
     assert done.returncode == 2
     assert "one bundle" in done.stderr
+
+
+def test_a_device_obeys_only_its_operator(rig, write_plan, tmp_path, other_keys, mosquitto, kitchen, concluded):
+    device, sound, key = kitchen
+    given = ("session", "run", write_plan(attacks=[{"name": "benign"}]), "--device", device, "--listen", sound)
+
+    done = rig.run(*given, "--operator", other_keys.private, "--out", tmp_path / "other")
+    assert done.returncode == 4
+    assert "device kitchen: 3 echoes and no answer: is it online, and obeys this operator?" in done.stderr
+    assert concluded(tmp_path / "other") == []
+
+    # What was begun in vain is gone on with under the right key, named by the station.
+    station = tmp_path / "station.toml"
+    station.write_text(f'broker = "{mosquitto.url}"\noperator = "{key}"\n')
+    done = rig.run("session", "resume", tmp_path / "other", "--station", station)
+    assert done.returncode == 0, done.stderr
+    (session,) = json.loads((tmp_path / "other" / "summary.json").read_text())["sessions"]
+    (clock,) = session["clocks"]
+    assert (clock["device"], clock["round_trips"]) == ("kitchen", 16)
+    # Both processes read the clocks of this machine.
+    assert abs(clock["monotonic_ns"]) <= clock["uncertainty_ns"]
+    assert f'operator = "{other_keys.private}"' in (tmp_path / "other" / "station.toml").read_text()
+
+
+def test_the_operators_key_is_checked_before_anything_else(tmp_path, operator_keys):
+    from edge.errors import UsageError
+    from rig.cli.sessions.session import make_setup
+
+    device, listen = "mqtt://lab/kitchen", "127.0.0.1:0"
+    with pytest.raises(UsageError, match=r"no key signs the command: give --operator KEY\.pem"):
+        make_setup(device, "embedded", listen)
+    loose = tmp_path / "loose.pem"
+    loose.write_bytes(operator_keys.private.read_bytes())
+    loose.chmod(0o644)
+    with pytest.raises(UsageError, match=f"chmod 600 {loose}"):
+        make_setup(device, "embedded", listen, operator=loose)
+    station = tmp_path / "station.toml"
+    station.write_text('broker = "mqtt://lab"\noperator = "loose.pem"\n')
+    with pytest.raises(UsageError, match=f"chmod 600 {loose}"):
+        make_setup(device, "embedded", listen, station=station)
+    loose.chmod(0o600)
+    assert make_setup(device, "embedded", listen, station=station).operator == str(loose)
+    assert make_setup("local", "embedded", listen).operator is None

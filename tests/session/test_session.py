@@ -60,7 +60,12 @@ def test_digital_session_from_plan_to_report(rig, write_plan, tmp_path, fp32_bun
     )
     assert str(plan) in page, "the exact command stands in the page"
     assert yaml.safe_load((out / "plan.yaml").read_text())["seed"] == 1
-    assert (out / "station.toml").is_file()
+    assert "operator" not in (out / "station.toml").read_text()
+    (session,) = summary["sessions"]
+    assert {clock["device"] for clock in session["clocks"]} == {"local-lms-fp32", "local-lms-int8"}
+    assert all(abs(clock["monotonic_ns"]) <= clock["uncertainty_ns"] for clock in session["clocks"])
+    assert [path.name for path in (out / "devices").glob("*.pub")] == ["operator.pub"]
+    assert not list(out.rglob("*.pem")), "the key that commands the session's devices is on no disk"
 
     mixed = sorted((out / "audio").glob("*-mixed.flac"))
     assert mixed

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -23,6 +24,8 @@ MAX_WORDS = 64
 _MAX_NAME_LETTERS = 63
 # A microphone looks up at least twice a second.
 _CLOSE_TIMEOUT_S = 2.0
+# A session looks five times a second whether its sound is still wanted.
+_NOTICE_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,10 @@ class Presence:
         self.lost = threading.Event()
         self._closed = threading.Event()
 
-    def lose(self) -> None:
-        """Note that it went away, and wait until the microphone is closed, so that no session goes on asking."""
-        self.lost.set()
+    def wait_until_closed(self) -> None:
+        """Wait until the session has seen its sound end, so that what it asked is taken back and not refused."""
         self._closed.wait(_CLOSE_TIMEOUT_S)
+        time.sleep(_NOTICE_S)
 
     def opened(self) -> None:
         """It is there, and sound comes."""
@@ -135,12 +138,15 @@ class Bridged:
     def scores(self, pcm: Floats, *, noise: Floats | None = None) -> Floats:
         """Ask the assistant about clips (batch, window); see :class:`edge.agent.recogniser.Recogniser`."""
         del noise
+        if self.presence.lost.is_set():
+            self.presence.wait_until_closed()
+            raise UnavailableError("the assistant went away")
         scores = np.zeros((len(pcm), len(self._labels)), np.float32)
         for row, clip in enumerate(pcm):
             try:
                 heard = self._assistant.hear(np.rint(clip * np.float32(32768)).astype(np.int16))
             except UnavailableError:
-                self.presence.lose()
+                self.presence.lost.set()
                 raise
             scores[row, self._labels.index(heard or BACKGROUND)] = 1.0
         return scores

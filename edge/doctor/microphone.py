@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from edge.doctor.finding import Finding, well, wrong
 from edge.errors import UnavailableError
-from edge.sound.level import level_dbfs
+from edge.sound.level import loudness
 from edge.sound.microphones.opening import microphone as open_microphone
 from edge.sound.microphones.portaudio import INSTALL_HINT, import_sounddevice
 from edge.sound.microphones.protocol import Microphone
@@ -21,7 +21,8 @@ _SETTLE_S = 0.5
 _CLIPPED_SHARE = 1e-4
 _QUIET_DBFS = -75.0
 _RATE_ERROR = 0.02
-_FULL_SCALE = 32767
+# A shorter recording says little of a card's rate.
+_MEASURABLE_S = 2.0
 _LIST = "python3 -m sounddevice"
 
 
@@ -43,14 +44,14 @@ def portaudio() -> Finding:
 PORTAUDIO_FIX = INSTALL_HINT.rpartition(": ")[2]
 
 
-@dataclass
-class _Recording:
-    blocks: list[Pcm16] = field(default_factory=list)
-    count: int = 0
-    began_s: float = 0.0
-    ended_s: float = 0.0
-    settled: int = 0
-    xruns_settled: int = 0
+@dataclass(frozen=True)
+class Recording:
+    """What came: samples (n,), the times sound was lost meanwhile, and a card's own rate, None where it cannot tell."""
+
+    name: str
+    pcm: Pcm16
+    xruns: int = 0
+    measured_hz: float | None = None
 
 
 def microphone(spec: str, rate_hz: int, record_s: float = RECORD_S) -> Finding:
@@ -62,14 +63,16 @@ def microphone(spec: str, rate_hz: int, record_s: float = RECORD_S) -> Finding:
     """
     source = open_microphone(spec, rate_hz)
     recording = _record(source, rate_hz, record_s)
-    if not recording.count:
+    if not len(recording.pcm):
         raise UnavailableError(f"{source.name}: no sound came within {record_s + _SETTLE_S:.0f} s")
-    pcm = np.concatenate(recording.blocks)
-    rms_dbfs, peak_dbfs = level_dbfs(pcm)
-    clipped = int(np.count_nonzero((pcm >= _FULL_SCALE) | (pcm <= -_FULL_SCALE)))
-    xruns = source.xruns - recording.xruns_settled
+    return judge(recording, rate_hz)
+
+
+def judge(recording: Recording, rate_hz: int) -> Finding:
+    """Whether what came can be worked with."""
+    pcm, xruns, measured_hz = recording.pcm, recording.xruns, recording.measured_hz
+    rms_dbfs, peak_dbfs, clipped = loudness(pcm)
     seconds = len(pcm) / rate_hz
-    measured_hz = _measured_rate_hz(recording)
     values = {
         "seconds": seconds,
         "rms_dbfs": rms_dbfs,
@@ -77,54 +80,53 @@ def microphone(spec: str, rate_hz: int, record_s: float = RECORD_S) -> Finding:
         "clipped_samples": float(clipped),
         "xruns": float(xruns),
     }
-    seen = f"{source.name}: {seconds:.1f} s, {rms_dbfs:.1f} dBFS, peak {peak_dbfs:.1f} dBFS, {clipped} samples clipped"
-    seen += f", {xruns} xruns"
-    if measured_hz is not None and not source.can_wait:
+    seen = f"{recording.name}: {seconds:.1f} s, {rms_dbfs:.1f} dBFS, peak {peak_dbfs:.1f} dBFS"
+    seen += f", {clipped} samples clipped, {xruns} xruns"
+    if measured_hz is not None:
         values["rate_hz"] = measured_hz
         seen += f", {measured_hz:.0f} Hz"
-    if not pcm.any():
-        return wrong("microphone", f"{seen}: digital silence", f"unmute it: amixer sset Capture cap; {_LIST}", values)
-    if peak_dbfs < _QUIET_DBFS:
-        fix = f"is this the right input? {_LIST}; raise its gain: alsamixer (F4)"
-        return wrong("microphone", f"{seen}: next to nothing", fix, values)
-    if clipped > _CLIPPED_SHARE * len(pcm):
-        return wrong("microphone", f"{seen}: too loud", "lower its gain: alsamixer (F4)", values)
-    if xruns:
-        fix = "take load off this machine (uptime), or use another USB port"
-        return wrong("microphone", f"{seen}: sound is lost", fix, values)
-    if not source.can_wait and measured_hz is not None and abs(measured_hz / rate_hz - 1) > _RATE_ERROR:
+    problem = fix = ""
+    if np.ptp(pcm) == 0:
+        problem, fix = "digital silence", f"unmute it: amixer sset Capture cap; {_LIST}"
+    elif peak_dbfs < _QUIET_DBFS:
+        problem, fix = "next to nothing", f"is this the right input? {_LIST}; raise its gain: alsamixer (F4)"
+    elif clipped > _CLIPPED_SHARE * len(pcm):
+        problem, fix = "too loud", "lower its gain: alsamixer (F4)"
+    elif xruns:
+        problem, fix = "sound is lost", "take load off this machine (uptime), or use another USB port"
+    elif measured_hz is not None and abs(measured_hz / rate_hz - 1) > _RATE_ERROR:
+        problem = f"not the {rate_hz} Hz it claims"
         fix = f"name the card itself instead of a virtual device: {_LIST}"
-        return wrong("microphone", f"{seen}: not the {rate_hz} Hz it claims", fix, values)
+    if problem:
+        return wrong("microphone", f"{seen}: {problem}", fix, values)
     return well("microphone", seen, values)
 
 
-def _record(source: Microphone, rate_hz: int, record_s: float) -> _Recording:
-    recording = _Recording()
+def _record(source: Microphone, rate_hz: int, record_s: float) -> Recording:
+    blocks: list[Pcm16] = []
+    count = xruns_before = 0
+    began_s = ended_s = 0.0
     source.open()
     try:
         opened_s = time.monotonic()
-        while time.monotonic() - opened_s < record_s + _SETTLE_S:
+        while count < record_s * rate_hz and time.monotonic() - opened_s < record_s + 2 * _SETTLE_S:
             pcm = source.read()
             if pcm is None:
                 break
-            if not len(pcm):
-                continue
             now_s = time.monotonic()
             if now_s - opened_s < _SETTLE_S and not source.can_wait:
-                # The first block ends the wait for the card; the rate is measured from the end of the settling.
-                recording.xruns_settled, recording.began_s = source.xruns, now_s
+                xruns_before, began_s = source.xruns, now_s
                 continue
-            recording.blocks.append(pcm)
-            recording.count += len(pcm)
-            recording.ended_s = now_s
-            if recording.count >= record_s * rate_hz:
-                break
+            blocks.append(pcm.copy())
+            count += len(pcm)
+            ended_s = now_s
     finally:
         source.close()
-    return recording
-
-
-def _measured_rate_hz(recording: _Recording) -> float | None:
-    """Samples per second of a card, None where the recording is too short to tell."""
-    elapsed_s = recording.ended_s - recording.began_s
-    return recording.count / elapsed_s if recording.began_s and elapsed_s >= 2 else None
+    elapsed_s = ended_s - began_s
+    measurable = not source.can_wait and began_s and elapsed_s >= _MEASURABLE_S
+    return Recording(
+        name=source.name,
+        pcm=np.concatenate([np.zeros(0, np.int16), *blocks]),
+        xruns=source.xruns - xruns_before,
+        measured_hz=count / elapsed_s if measurable else None,
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -29,10 +31,14 @@ NAME = "kitchen"
 
 
 class Supervisor:
-    """Starts the device again whenever it ends, as systemd would."""
+    """Starts the device again whenever it ends, and hears its notices, as systemd would."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
-        self._command, self.log = command, log
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self._command, self.log = command, folder / "device.log"
+        self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notices.bind(str(folder / "notify"))
+        self._notices.setblocking(False)
+        self._environment = {**os.environ, "NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "2000000"}
         self._stopping = False
         self.pids: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,20 +48,37 @@ class Supervisor:
     def _run(self) -> None:
         while not self._stopping:
             with self.log.open("ab") as log:
-                self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stderr=log, cwd=ROOT)
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.DEVNULL, stderr=log, cwd=ROOT, env=self._environment
+                )
             self.pids.append(self._process.pid)
             self._process.wait()
+
+    def notices(self) -> list[str]:
+        """What systemd was told since the last call, without how it is."""
+        told = []
+        while True:
+            try:
+                notice = self._notices.recv(4096).decode()
+            except BlockingIOError:
+                return told
+            if not notice.startswith("STATUS="):
+                told.append(notice)
 
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         self._stopping = True
         if self._process is not None:
             self._process.terminate()
         self._thread.join(15)
+
+    def stop(self) -> None:
+        self.end()
         self.kill()
+        self._notices.close()
 
 
 class Installed:
@@ -130,7 +153,7 @@ def start(
         command = [*program, "run", *place, "--broker", mosquitto.url, "--microphone", f"file:{sound}?loop", *more]
         fleet = Fleet(BrokerUrl.parse(mosquitto.url), (NAME,), operator=Operator.load(operator_keys.private))
         stack.append(fleet.__enter__())
-        stack.append(Installed(Supervisor(command, tmp_path / "device.log"), fleet, mosquitto.url))
+        stack.append(Installed(Supervisor(command, tmp_path), fleet, mosquitto.url))
         return stack[-1]
 
     yield start
@@ -154,8 +177,12 @@ def test_update_rollback_and_a_version_that_crashes(
     assert second.boot_id != first.boot_id
     assert second.spare is not None
     assert second.spare.version == 1
-    # It began again as the same process.
+    # It began again as the same process, and systemd saw no end.
     assert len(device.supervisor.pids) == 1
+    notices = device.supervisor.notices()
+    assert notices.count("READY=1") == 2
+    assert notices.count("WATCHDOG=1") >= 4
+    assert set(notices) == {"READY=1", "WATCHDOG=1"}
 
     operator = Operator.load(operator_keys.private)
     back = Rollback(device=NAME, bundle_sha256=digest(one))
@@ -212,3 +239,6 @@ def test_an_operators_key_is_exchanged_for_good(start: Callable[..., Installed],
     device.supervisor.kill()
     again = device.until(lambda said: isinstance(said, Info) and said.boot_id != boot_id, "another boot")
     assert again.operators == (new.fingerprint,)
+    device.supervisor.notices()
+    device.supervisor.end()
+    assert device.supervisor.notices()[-1] == "STOPPING=1"

@@ -39,14 +39,16 @@ def carry_out(
     Raises:
         UnavailableError: a step failed; the message has its title and the machine's last words.
     """
+    for step in steps:
+        # Before anything is changed.
+        if step.refusal is not None and not _done(remote, step)[0]:
+            raise UnavailableError(f"{remote.target}: {step.refusal}")
     outcomes: list[Outcome] = []
     switched = False
     for number, step in enumerate(steps):
         progress(number, len(steps), step.title)
         began_s = time.monotonic()
         done, detail = _done(remote, step)
-        if not done and step.refusal is not None:
-            raise UnavailableError(f"{remote.target}: {step.refusal}")
         if done or dry_run:
             outcomes.append(Outcome(title=step.title, status="already" if done else "would", detail=detail))
             continue

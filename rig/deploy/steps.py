@@ -97,7 +97,7 @@ def _program(program: Program, python: Python, *, root: str, offline: bool, refu
     mode = "offline" if offline else "online"
     arguments = (root, program.folder_name, python.path, UPLOADED, mode)
     check, act = (Script("program.sh", verb, arguments) for verb in ("check", "act"))
-    files: dict[str, Path | bytes] = {f"wheels/{path.name}": path for path in program.files}
+    files: dict[str, Path | bytes] = {f"wheels/{name}": content for name, content in program.files.items()}
     files["requirements.txt"] = program.requirements.encode()
     return Step(
         f"program in /opt/earshot/{program.folder_name}",

@@ -82,14 +82,15 @@ class Platform(BaseModel):
 
 
 class Program(BaseModel):
-    """Everything that is installed: ``ours`` is the file of our wheel, ``wheels`` are all of them with pip's own."""
+    """What is installed: ``wheels`` are all of them, ``files`` those that are sent, by name: ours, pip's own, and more.
+
+    ``folder_name`` is made of version, Python and the hash of all that, so that another program has another one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ours: Path
     wheels: tuple[Wheel, ...]
-    pip: Path
-    files: tuple[Path, ...]
+    files: dict[str, Path | bytes]
     folder_name: str
 
     @property
@@ -112,7 +113,7 @@ def gather(platform: Platform, *, offline: bool, progress: Progress = silent) ->
     folder.mkdir(parents=True, exist_ok=True)
     total = 4
     progress(0, total, "packing our wheel")
-    ours = pack(folder)
+    name, content = pack()
     progress(1, total, "choosing wheels")
     locked = _locked(folder / "lock.json", wanted, platform)
     progress(2, total, "downloading pip's own wheel")
@@ -123,22 +124,20 @@ def gather(platform: Platform, *, offline: bool, progress: Progress = silent) ->
     downloaded = _downloaded(folder, rest, platform) if offline else []
     progress(4, total)
     version = importlib.metadata.version(DISTRIBUTION)
-    own = Wheel(name=DISTRIBUTION, version=version, sha256=_sha256(ours))
+    own = Wheel(name=DISTRIBUTION, version=version, sha256=hashlib.sha256(content).hexdigest())
     wheels = (own, *rest)
     digest = hashlib.sha256("".join(sorted(wheel.line for wheel in wheels)).encode()).hexdigest()[:8]
     return Program(
-        ours=ours,
         wheels=wheels,
-        pip=pip_file,
-        files=(ours, pip_file, *downloaded),
+        files={name: content, **{path.name: path for path in (pip_file, *downloaded)}},
         folder_name=f"venv-{version}-py{platform.python}-{digest}",
     )
 
 
-def pack(folder: Path) -> Path:
-    """Write our wheel for devices into ``folder``: the package ``edge`` as it runs here, and ``earshot-device``.
+def pack() -> tuple[str, bytes]:
+    """Our wheel for devices, as name and content: the package ``edge`` as it runs here, and ``earshot-device``.
 
-    The same code gives the same bytes. Returns its path.
+    The same code gives the same bytes.
     """
     about = importlib.metadata.distribution(DISTRIBUTION)
     version, package = about.version, Path(edge.__file__).resolve().parent
@@ -168,9 +167,7 @@ def pack(folder: Path) -> Path:
             member = zipfile.ZipInfo(name, _EPOCH)
             member.compress_type, member.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(member, content)
-    path = folder / f"{DISTRIBUTION}-{version}-py3-none-any.whl"
-    files.write(path, wheel.getvalue())
-    return path
+    return f"{DISTRIBUTION}-{version}-py3-none-any.whl", wheel.getvalue()
 
 
 def _requirements() -> tuple[str, ...]:
@@ -188,7 +185,7 @@ def _requirements() -> tuple[str, ...]:
         # A local version ("+cpu") is on no index.
         pinned = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in sorted({*seen, "pip"})]
     except importlib.metadata.PackageNotFoundError as error:
-        raise UnavailableError(f"{error.name} is not installed here: run {_python()} -m ensurepip") from None
+        raise UnavailableError(f"{error.name} is not installed here: run {sys.executable} -m ensurepip") from None
     return tuple(pinned)
 
 
@@ -248,7 +245,3 @@ def _pip(arguments: Sequence[str]) -> None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _python() -> str:
-    return sys.executable

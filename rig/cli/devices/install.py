@@ -47,7 +47,8 @@ def install(
         Path | None, typer.Option("--password-file", help="The broker's password (or EARSHOT_MQTT_PASSWORD).")
     ] = None,
     settings: Annotated[
-        Path | None, typer.Option("--settings", metavar="TOML", help="More of the device: [listening], threads, ...")
+        Path | None,
+        typer.Option("--settings", metavar="TOML", help="More settings of the device: listening, threads and so on."),
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Send all wheels; the machine needs no network.")] = False,
     no_start: Annotated[bool, typer.Option("--no-start", help="Install only; it starts with the system.")] = False,

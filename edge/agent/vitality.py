@@ -14,7 +14,7 @@ from edge.sound.streams import Stream, Streams
 
 log = logging.getLogger(__name__)
 
-# A window is this fresh, or there is none.
+# A window is this fresh, or two hops where they are longer, or there is none.
 FRESH_S = 3.0
 PROBE_S = 1.0
 # So long may sound wait for its window before the agent is held for stuck.
@@ -34,6 +34,7 @@ class Vitality:
         self._streams = streams
         self._predictor = predictor
         self._hop = hop_samples
+        self._fresh_s = max(FRESH_S, 2 * (hop_samples or 0) / streams.rate_hz)
         self._windows = predictor.windows
         self._window_s = self._probe_s = -math.inf
         self._worked_s = time.monotonic()
@@ -53,7 +54,7 @@ class Vitality:
             return False
         if self._hop is None:
             self._probe(stream)
-        return time.monotonic() - self._window_s < FRESH_S
+        return time.monotonic() - self._window_s < self._fresh_s
 
     def _note_work(self) -> None:
         now_s, stream = time.monotonic(), self._streams.current

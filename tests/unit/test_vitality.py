@@ -91,6 +91,18 @@ def test_listening_must_itself_make_windows(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(world.model.heard) == 1
 
 
+def test_a_long_hop_leaves_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = _World(monkeypatch, hop_samples=60 * 16_000)
+    world.streams.begin("one")
+    world.sound()
+    world.window()
+    assert world.vitality.is_healthy()
+    world.now_s += 119
+    assert world.vitality.is_healthy()
+    world.now_s += 2
+    assert not world.vitality.is_healthy()
+
+
 def test_sound_that_nobody_classifies_means_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     world = _World(monkeypatch, hop_samples=160)
     world.streams.begin("one")

@@ -57,8 +57,8 @@ class Answers:
             self._link.publish_bytes(payload, "prediction")
 
     def say(self, prediction: Prediction) -> None:
-        """Publish a prediction once."""
-        self._link.publish(prediction, "prediction")
+        """Publish a prediction once: what is not kept needs no receipt either."""
+        self._link.publish(prediction, "prediction", qos=0)
 
     def _predict(self, heard: Heard) -> Prediction:
         command = heard.command

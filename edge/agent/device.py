@@ -37,7 +37,7 @@ from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.link import Link
 from edge.sound.microphones.protocol import Microphone
 from edge.sound.recorder import Recorder
-from edge.sound.streams import Streams
+from edge.sound.streams import Stream, Streams
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,9 @@ _TICK_S = 0.25
 _GROUP = 8
 # How often health is looked at: often enough for a confirmation, rare enough to cost nothing.
 _OBSERVE_S = 0.5
+# The same for what is told now and then; a new stream and a new connection are told at once.
+_REPORT_S = 0.2
+_NEVER = 1 << 63
 
 
 class Device:
@@ -148,7 +151,8 @@ class Device:
             self._discovery = discovery(
                 name, bundle_name=manifest.name, bundle_version=manifest.version, prefix=home_assistant
             )
-        self._observed_s = self._fed_s = 0.0
+        self._observed_s = self._fed_s = self._reported_s = 0.0
+        self._reported_stream: Stream | None = None
 
     def run(self, stop: threading.Event, *, connect_timeout_s: float = 0.0) -> None:
         """Work until ``stop`` is set, or another bundle is to run (``updates.wants_restart``).
@@ -216,7 +220,10 @@ class Device:
         if anew:
             self._connected_anew.clear()
         self._observe()
-        self._report(anew=anew)
+        now_s, stream = time.monotonic(), self._streams.current
+        if anew or stream is not self._reported_stream or now_s - self._reported_s >= _REPORT_S:
+            self._reported_s, self._reported_stream = now_s, stream
+            self._report(anew=anew)
         return bool(heard) or hopped
 
     def _take_commands(self) -> None:
@@ -247,7 +254,13 @@ class Device:
         if listens_from is not None and not self._authority.operators:
             answered.append(listens_from)
         needed = [each for each in (self._trials.needed_from(stream.stream_id), listens_from) if each is not None]
-        stream.release(needed_from=min(needed, default=None), released=max(answered, default=0))
+        due_from = None if self._listening is None else self._listening.due_at(stream.stream_id)
+        due = [each for each in (self._trials.due_at(stream.stream_id), due_from) if each is not None]
+        due_at = min(due, default=_NEVER)
+        stream.release(needed_from=min(needed, default=None), released=max(answered, default=0), due_at=due_at)
+        # It may have come so far just before the recorder was told.
+        if stream.ring.end >= due_at and not stream.ended:
+            self._wake.set()
 
     def _observe(self) -> None:
         """Look now and then whether all is well: for the bundle that must prove itself, and for systemd."""

@@ -61,7 +61,7 @@ class Listening:
         self._limiter = Limiter(per_second=0.2, burst=5)
 
     def step(self) -> bool:
-        """Classify the next window if it is complete; false when there is nothing to do now."""
+        """Classify the next window if it is complete; true when the one after it is complete too."""
         stream = self._streams.current
         if stream is None:
             return False
@@ -88,14 +88,17 @@ class Listening:
         except (DataError, UnavailableError) as error:
             if self._limiter.allow():
                 log.warning("no prediction at sample %d: %s", index, error)
-            return True
+            return self._is_complete(stream)
         self.windows += 1
         if prediction.trigger is None:
             self._say(prediction)
         else:
             self.fired += 1
             self._keep(prediction)
-        return True
+        return self._is_complete(stream)
+
+    def _is_complete(self, stream: Stream) -> bool:
+        return stream.ring.end >= self._next + self._streams.window_samples
 
     def _skip(self, stream: Stream, late: int) -> int:
         """The position to listen at: the newest that is complete, or the oldest that is still remembered."""
@@ -103,6 +106,10 @@ class Listening:
         hops = max(0, -(-behind // self._hop) if self._can_wait else behind // self._hop)
         self.left_out += hops
         return self._next + hops * self._hop
+
+    def due_at(self, stream_id: str) -> int | None:
+        """How far a stream must have come for the next window to be complete."""
+        return self._next + self._streams.window_samples if stream_id == self._stream_id else None
 
     def needed_from(self, stream_id: str) -> int | None:
         """The first sample of a stream that is still to be heard; None where the microphone is not made to wait."""

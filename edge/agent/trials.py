@@ -105,6 +105,11 @@ class Trials:
             return Refused(command, f"{missing} samples are still missing after {FURTHEST_S:.0f} s")
         return None
 
+    def due_at(self, stream_id: str) -> int | None:
+        """How far a stream must have come for the first waiting command to be heard."""
+        first = self.needed_from(stream_id)
+        return None if first is None else first + self._streams.window_samples
+
     def needed_from(self, stream_id: str) -> int | None:
         """The lowest sample of a stream that a waiting command asks for."""
         indices = [p.command.sample_index for p in self._pending.values() if p.command.stream_id == stream_id]

@@ -33,6 +33,8 @@ class Stream:
         # Windows asked for begin at `needed_from` or later; below `released` everything is answered.
         self.needed_from: int | None = None
         self.released = 0
+        # Whoever waits for sound is not woken before it has come this far.
+        self.due_at = 0
         self.room = threading.Event()
         self._written_at: deque[tuple[int, float]] = deque()
 
@@ -43,8 +45,13 @@ class Stream:
         while self._written_at and self._written_at[0][0] <= self.ring.begin:
             self._written_at.popleft()
 
-    def release(self, *, needed_from: int | None, released: int) -> None:
-        """Say from the inference thread what is still needed, and wake a recording thread that waits for room."""
+    def release(self, *, needed_from: int | None, released: int, due_at: int = 0) -> None:
+        """Say from the inference thread what is still needed, and wake a recording thread that waits for room.
+
+        ``due_at`` is how far the stream must have come for the inference thread to have work: a card delivers ten
+        blocks a hop, and it need not look at each.
+        """
+        self.due_at = due_at
         self.needed_from = needed_from
         self.released = max(self.released, released)
         self.room.set()
@@ -129,7 +136,8 @@ class Streams:
                 self._wait_for_room(stream, len(part), stop)
             stream.write(part, time.monotonic())
             self._silence.feed(part)
-            self._on_sound()
+            if stream.ring.end >= stream.due_at:
+                self._on_sound()
 
     def _wait_for_room(self, stream: Stream, count: int, stop: threading.Event) -> None:
         forgotten_below = stream.ring.end + count - stream.ring.capacity_samples

@@ -10,6 +10,7 @@ import annotated_types
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from edge import messages
@@ -47,6 +48,8 @@ def _of_type(kind: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:  # noqa:
     if kind is str:
         letters = st.characters(exclude_categories=("Cs",))
         return st.text(letters, min_size=limits.get("min_length", 0), max_size=min(limits.get("max_length", 50), 50))
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return _of_message(kind)
     raise NotImplementedError(f"no strategy for {kind}")
 
 
@@ -68,7 +71,7 @@ def _limits(metadata: list[Any]) -> dict[str, Any]:
     return limits
 
 
-def _of_message(kind: type[Message]) -> st.SearchStrategy[Message]:
+def _of_message(kind: type[BaseModel]) -> st.SearchStrategy[Any]:
     fields = {
         name: _of_type(field.annotation, list(field.metadata))
         for name, field in kind.model_fields.items()

@@ -24,7 +24,7 @@ KINDS = sorted(
 )
 
 
-def _of_type(kind: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - one line per type
+def _of_type(kind: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:  # noqa: C901, PLR0911 - one line per type
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return _of_type(arguments[0], [*_flat(arguments[1:]), *metadata])

@@ -235,7 +235,8 @@ class Device:
                 self._take_listen(command)
             else:
                 self._management.carry_out(command)
-        self._answers.acknowledge(acknowledged)
+        if acknowledged:
+            self._answers.acknowledge(acknowledged)
 
     def _take_listen(self, command: Listen) -> None:
         if self._answers.repeat_answer(command):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from edge.agent.recogniser import Model, Recogniser
 from edge.bundle.noise import fresh_seed
-from edge.bundle.reading import Floats
 from edge.errors import DataError
 from edge.messages import Listen, Prediction
 from edge.sound.ring import Pcm16
 
 log = logging.getLogger(__name__)
+
+_FULL_SCALE = np.float32(1 / 32768)
 
 
 class Predictor:
@@ -45,6 +47,8 @@ class Predictor:
         self._publish_noise_seed = publish_noise_seed
         self._on_window = on_window
         self._seq = 0
+        # Fresh memory for every window would be cold.
+        self._sound = np.zeros((1, bundle.manifest.window_samples), np.float32)
 
     def predict(
         self,
@@ -54,7 +58,7 @@ class Predictor:
         sample_index: int,
         xruns: int,
         command: Listen | None = None,
-        trigger: Callable[[Floats], str | None] | None = None,
+        trigger: Callable[[Sequence[float]], str | None] | None = None,
     ) -> Prediction:
         """Classify samples (window_samples,); the trial's ids are those of ``command``.
 
@@ -80,11 +84,11 @@ class Predictor:
             sample_index=sample_index,
             t_monotonic_ns=time.monotonic_ns(),
             t_utc_ns=time.time_ns(),
-            label=self._labels[int(scores.argmax())],
-            scores=tuple(scores.tolist()),
+            label=self._labels[scores.index(max(scores))],
+            scores=scores,
             latency_ms=latency_ms,
             bundle_sha256=self.bundle_sha256,
-            pcm_sha256=hashlib.sha256(pcm.astype("<i2", copy=False).tobytes()).hexdigest(),
+            pcm_sha256=hashlib.sha256(pcm.astype("<i2", copy=False).data).hexdigest(),
             xruns=xruns,
             noise_seed=published,
             trigger=None if trigger is None else trigger(scores),
@@ -101,14 +105,17 @@ class Predictor:
         """
         self._classify(pcm)
 
-    def _classify(self, pcm: Pcm16) -> tuple[Floats, float, bytes | None]:
+    def _classify(self, pcm: Pcm16) -> tuple[tuple[float, ...], float, bytes | None]:
         """Scores (classes,), what they cost in milliseconds, and the seed of the noise, if any."""
         start_ns = time.perf_counter_ns()
         seed = None if self._classifier.members is None else fresh_seed()
         noise = None if seed is None else self._classifier.noise(seed)
-        scores = self._classifier.scores(pcm.astype(np.float32)[np.newaxis] / np.float32(32768), noise=noise)[0]
+        self._sound[0] = pcm
+        self._sound *= _FULL_SCALE
+        scores = tuple(self._classifier.scores(self._sound, noise=noise)[0].tolist())
         latency_ms = (time.perf_counter_ns() - start_ns) / 1e6
-        if not np.isfinite(scores).all():
+        # Single precision numbers cannot overflow this sum.
+        if not math.isfinite(sum(scores)):
             raise DataError("the model gave a score that is not finite")
         self.windows += 1
         self._on_window(latency_ms)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from math import exp
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edge.errors import UsageError
@@ -98,64 +98,61 @@ class Trigger:
         self._refractory = round(settings.refractory_ms * rate_hz / 1000)
         self._threshold, self._release = settings.threshold, settings.lower_threshold
         self._labels = tuple(labels)
-        self._foreground = np.array([label not in settings.background for label in labels])
+        self._foreground = [number for number, label in enumerate(labels) if label not in settings.background]
         self._softmax = score_kind == "logits"
-        self._rows: npt.NDArray[np.float64] = np.zeros((count, len(labels)))
-        self._starts: npt.NDArray[np.int64] = np.zeros(count, np.int64)
-        self._weights: npt.NDArray[np.float64] = np.zeros(count)
-        self._held = 0
-        self._next = 0
+        # The last windows: position and probabilities. A dozen numbers at a time: lists are quicker than arrays.
+        self._windows: deque[tuple[int, list[float]]] = deque(maxlen=count)
         self._last: int | None = None
         self._waiting = 0
-        self._armed = np.ones(len(labels), np.bool_)
-        self._candidates = np.zeros(len(labels), np.bool_)
-        self.smoothed: npt.NDArray[np.float64] = np.zeros(len(labels))
+        self._armed = [True] * len(labels)
+        self.smoothed = [0.0] * len(labels)
 
     def reset(self) -> None:
         """A new stream begins: windows of the old one no longer count, but what has fired is still remembered."""
-        self._held = self._next = 0
+        self._windows.clear()
         self._last = None
-        self.smoothed[:] = 0
 
-    def feed(self, scores: npt.NDArray[np.float32], sample_index: int) -> str | None:
+    def feed(self, scores: Sequence[float], sample_index: int) -> str | None:
         """Take the scores (classes,) of the window at ``sample_index``; returns the label that fires, if one does.
 
         Positions grow within a stream; one that does not is the first of a new stream.
         """
-        if self._last is not None and sample_index <= self._last:
-            self.reset()
         if self._last is not None:
-            self._waiting = max(0, self._waiting - (sample_index - self._last))
+            if sample_index <= self._last:
+                self.reset()
+            else:
+                self._waiting = max(0, self._waiting - (sample_index - self._last))
         self._last = sample_index
-        if self._average(scores, sample_index) < self._enough:
+        windows = self._windows
+        windows.append((sample_index, _softmax(scores) if self._softmax else list(scores)))
+        while windows[0][0] <= sample_index - self._span:
+            windows.popleft()
+        self.smoothed = smoothed = _mean([row for _, row in windows])
+        if len(windows) < self._enough:
             return None
-        np.less(self.smoothed, self._release, out=self._candidates)
-        np.logical_or(self._armed, self._candidates, out=self._armed)
-        np.greater_equal(self.smoothed, self._threshold, out=self._candidates)
-        np.logical_and(self._candidates, self._armed, out=self._candidates)
-        np.logical_and(self._candidates, self._foreground, out=self._candidates)
-        if self._waiting or not self._candidates.any():
+        armed, best = self._armed, -1
+        for number in self._foreground:
+            value = smoothed[number]
+            if value < self._release:
+                armed[number] = True
+            elif value >= self._threshold and armed[number] and (best < 0 or value > smoothed[best]):
+                best = number
+        if best < 0 or self._waiting:
             return None
-        best = int(np.where(self._candidates, self.smoothed, -1.0).argmax())
-        self._armed[best] = False
+        armed[best] = False
         self._waiting = self._refractory
         return self._labels[best]
 
-    def _average(self, scores: npt.NDArray[np.float32], sample_index: int) -> int:
-        """Form ``smoothed`` and return over how many windows."""
-        row = self._rows[self._next]
-        row[:] = scores
-        if self._softmax:
-            row -= row.max()
-            np.exp(row, out=row)
-            row /= row.sum()
-        self._starts[self._next] = sample_index
-        self._next = (self._next + 1) % len(self._starts)
-        self._held = min(self._held + 1, len(self._starts))
-        # Until the first round is full, what lies behind it belongs to no window.
-        weights = self._weights[: self._held]
-        np.greater(self._starts[: self._held], sample_index - self._span, out=weights, casting="unsafe")
-        count = int(weights.sum())
-        np.dot(weights, self._rows[: self._held], out=self.smoothed)
-        self.smoothed /= count
-        return count
+
+def _softmax(logits: Sequence[float]) -> list[float]:
+    highest = max(logits)
+    powers = [exp(each - highest) for each in logits]
+    whole = sum(powers)
+    return [each / whole for each in powers]
+
+
+def _mean(rows: list[list[float]]) -> list[float]:
+    if len(rows) == 1:
+        return rows[0]
+    count = len(rows)
+    return [sum(column) / count for column in zip(*rows, strict=True)]

@@ -114,6 +114,8 @@ class Classifier:
             self._check_noise(noise)
         # Members are a batch of their own: one window at a time, as a device listens.
         step = self._batch or (MAX_BATCH if self._members is None else 1)
+        if 0 < len(pcm) <= step:
+            return self._run(pcm, noise)
         parts = [self._run(pcm[start : start + step], noise) for start in range(0, len(pcm), step)]
         return np.concatenate(parts) if parts else np.empty((0, len(self.labels)), np.float32)
 

@@ -19,8 +19,8 @@ def _trigger(score_kind: str = "probabilities", labels: tuple[str, ...] = LABELS
     return Trigger(labels, score_kind, RATE_HZ, ListeningSettings.checked(**values))
 
 
-def _row(go: float, stop: float = 0.0) -> np.ndarray:
-    return np.array([go, stop, 1 - go - stop], np.float32)
+def _row(go: float, stop: float = 0.0) -> list[float]:
+    return [go, stop, 1 - go - stop]
 
 
 def _fires(trigger: Trigger, curve: list[float], hop: int = 100) -> list[tuple[int, str]]:
@@ -57,7 +57,7 @@ def test_background_never_fires() -> None:
     trigger = _trigger(smoothing_ms=0)
     assert [trigger.feed(_row(0.0), number * 100) for number in range(20)] == [None] * 20
     silent = _trigger(labels=("silence", "unknown", "_unknown_"), smoothing_ms=0)
-    assert [silent.feed(np.eye(3, dtype=np.float32)[number % 3], number * 2000) for number in range(9)] == [None] * 9
+    assert [silent.feed(np.eye(3)[number % 3].tolist(), number * 2000) for number in range(9)] == [None] * 9
     asked = _trigger(smoothing_ms=0, background=("go",))
     assert [asked.feed(row, number * 2000) for number, row in enumerate((_row(1.0), _row(0.0)))] == [None, "_silence_"]
 
@@ -79,7 +79,7 @@ def test_windows_that_were_left_out_do_not_count() -> None:
 
 def test_logits_are_made_probabilities() -> None:
     trigger = _trigger("logits", smoothing_ms=0)
-    logits = np.array([1000.0, 998.0, -1000.0], np.float32)
+    logits = [1000.0, 998.0, -1000.0]
     assert trigger.feed(logits, 0) == "go"
     assert trigger.smoothed == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2)), 0.0], abs=1e-12)
 
@@ -97,20 +97,20 @@ def test_never_two_fires_without_a_fall_between(
 ) -> None:
     gaps = np.random.default_rng(seed).integers(60, 351, len(curve)).tolist()
     trigger = _trigger(smoothing_ms=smoothing_ms, refractory_ms=refractory_ms, threshold=0.7, release=0.4)
-    windows: list[tuple[int, np.ndarray]] = []
+    windows: list[tuple[int, list[float]]] = []
     index, clock, fallen, fired_at = 0, 0, {"go": True, "stop": True}, -math.inf
     for number, value in enumerate(curve):
         if number == cut:
             trigger.reset()
             windows, index = [], 0
         row = _row(value, (1 - value) * 0.9)
-        windows.append((index, row.astype(np.float64)))
+        windows.append((index, row))
         label = trigger.feed(row, index)
         # By the definition: the mean of the last windows that began within the time of smoothing.
         span = max(100, smoothing_ms)
         most = -(-span // 100)
         mean = np.mean([each for at, each in windows[-most:] if at > index - span], axis=0)
-        assert trigger.smoothed == pytest.approx(mean, abs=1e-12)
+        assert np.allclose(trigger.smoothed, mean, rtol=0, atol=1e-12)
         enough = len([at for at, _ in windows[-most:] if at > index - span]) >= (most + 1) // 2
         for which, name in enumerate(("go", "stop")):
             fallen[name] = fallen[name] or (enough and mean[which] < 0.4 + 1e-9)
@@ -153,7 +153,7 @@ def test_feeding_allocates_nothing_that_stays() -> None:
     import tracemalloc
 
     trigger = _trigger("logits")
-    row = np.array([0.1, 0.2, 0.3], np.float32)
+    row = [0.1, 0.2, 0.3]
     for number in range(100):
         trigger.feed(row, number * 100)
     tracemalloc.start()

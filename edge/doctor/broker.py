@@ -25,18 +25,19 @@ SLOW_MS = 250.0
 _CERTIFICATE_DAYS = 14
 
 
-def broker(url: BrokerUrl, name: str | None) -> Finding:
+def broker(url: BrokerUrl, name: str | None, *, timeout_s: float = TIMEOUT_S) -> Finding:
     """Publish a few times to a topic of our own and wait for it to come back; say how the connection is protected.
 
     Args:
         url: the broker.
         name: the device's; a broker with an access list lets it speak below that name alone.
+        timeout_s: for each answer.
 
     Raises:
         UnavailableError: no connection, no right, or nothing came back.
         UsageError: a file with the password or certificates cannot be used.
     """
-    with _Visit(url, topic(name or f"doctor-{secrets.token_hex(4)}", "ping")) as visit:
+    with _Visit(url, topic(name or f"doctor-{secrets.token_hex(4)}", "ping"), timeout_s) as visit:
         trip_ms = visit.round_trip_ms()
         protection, days = visit.protection()
     detail = f"{url}, round trip {trip_ms:.1f} ms, {protection}"
@@ -51,8 +52,9 @@ def broker(url: BrokerUrl, name: str | None) -> Finding:
 class _Visit:
     """One short connection, under an id that disturbs no running device."""
 
-    def __init__(self, url: BrokerUrl, subject: str) -> None:
+    def __init__(self, url: BrokerUrl, subject: str, timeout_s: float) -> None:
         self._url = url
+        self._timeout_s = timeout_s
         self._subject = subject
         self._subscribed, self._returned = threading.Event(), threading.Event()
         self._refusal = ""
@@ -69,7 +71,7 @@ class _Visit:
         except OSError as error:
             raise UnavailableError(f"{self._url}: {explain(error)}") from None
         self._client.loop_start()
-        if self._subscribed.wait(TIMEOUT_S) and not self._refusal:
+        if self._subscribed.wait(self._timeout_s) and not self._refusal:
             return self
         self.__exit__()
         alert = self._last_error.take()
@@ -99,7 +101,7 @@ class _Visit:
             self._returned.clear()
             start_s = time.monotonic()
             self._client.publish(self._subject, b"ping", qos=1)
-            if not self._returned.wait(TIMEOUT_S):
+            if not self._returned.wait(self._timeout_s):
                 raise UnavailableError(
                     f"{self._url}: what was published to {self._subject} did not come back: is the user the one"
                     " of this device? check the broker's access list"

@@ -64,11 +64,10 @@ def update(
         raise UsageError(f"{path}: altered, its members differ from their hashes: copy or pack it again")
     manifest = claims.manifest
     host, port = _address(serve)
+    pair = _certificate(certificate, key)
     with ExitStack() as stack:
         fleet = stack.enter_context(_fleet(names, reach.url, None if dry_run else reach.need_operator()))
-        server = BundleServer(
-            path, host=host or address_for(reach.url.host), port=port, certificate=_certificate(certificate, key)
-        )
+        server = BundleServer(path, host=host or address_for(reach.url.host), port=port, certificate=pair)
         stack.enter_context(server)
         command = Update(
             device="any",

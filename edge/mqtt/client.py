@@ -12,13 +12,18 @@ from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.tls import tls_context
 
 
-def new_client(url: BrokerUrl, client_id: str = "") -> mqtt.Client:
+def new_client(url: BrokerUrl, client_id: str = "", *, kind: type[mqtt.Client] = mqtt.Client) -> mqtt.Client:
     """A client that is not connected yet: MQTT 3.1.1, clean session; user, password and TLS from the environment.
+
+    Args:
+        url: the broker.
+        client_id: empty lets the broker choose.
+        kind: paho's client, or one made of it.
 
     Raises:
         UsageError: a file of the password, the authority, the certificate or its key cannot be used.
     """
-    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True, protocol=mqtt.MQTTv311)
+    client = kind(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True, protocol=mqtt.MQTTv311)
     user = url.user_name()
     if user is not None:
         client.username_pw_set(user, url.password())

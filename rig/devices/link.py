@@ -33,6 +33,7 @@ from edge.mqtt.client import new_client
 from rig.devices.clock import ROUND_TRIPS, ClockOffset, Clocks, Instant
 from rig.devices.events import BrokerChanged, Events, Received, Report
 from rig.devices.operator import Operator
+from rig.devices.receiving import ReceivingClient
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Link:
         self._present: set[str] = set()
         self._waiting: dict[str, deque[tuple[str, Message]]] = {}
         self._sent: dict[str, deque[_Sent]] = {}
-        client = new_client(url, f"earshot-rig-{secrets.token_hex(4)}")
+        client = new_client(url, f"earshot-rig-{secrets.token_hex(4)}", kind=ReceivingClient)
         client.reconnect_delay_set(RECONNECT_MIN_S, RECONNECT_MAX_S)
         client.max_inflight_messages_set(1000)
         client.on_connect = self._on_connect

@@ -249,16 +249,20 @@ class Device:
         stream = self._streams.current
         if stream is None:
             return
-        answered = [each.command.sample_index for each in heard if each.command.stream_id == stream.stream_id]
-        listens_from = None if self._listening is None else self._listening.needed_from(stream.stream_id)
-        # Where nobody may ask for a window, what was listened to is done with.
-        if listens_from is not None and not self._authority.operators:
-            answered.append(listens_from)
-        needed = [each for each in (self._trials.needed_from(stream.stream_id), listens_from) if each is not None]
-        due_from = None if self._listening is None else self._listening.due_at(stream.stream_id)
-        due = [each for each in (self._trials.due_at(stream.stream_id), due_from) if each is not None]
-        due_at = min(due, default=_NEVER)
-        stream.release(needed_from=min(needed, default=None), released=max(answered, default=0), due_at=due_at)
+        needed_from, due_at = self._trials.needed_from(stream.stream_id), self._trials.due_at(stream.stream_id)
+        released = 0
+        for each in heard:
+            if each.command.stream_id == stream.stream_id:
+                released = max(released, each.command.sample_index)
+        if self._listening is not None:
+            listens_from = self._listening.needed_from(stream.stream_id)
+            # Where nobody may ask for a window, what was listened to is done with.
+            if listens_from is not None and not self._authority.operators:
+                released = max(released, listens_from)
+            needed_from = _lower(needed_from, listens_from)
+            due_at = _lower(due_at, self._listening.due_at(stream.stream_id))
+        due_at = _NEVER if due_at is None else due_at
+        stream.release(needed_from=needed_from, released=released, due_at=due_at)
         # It may have come so far just before the recorder was told.
         if stream.ring.end >= due_at and not stream.ended:
             self._wake.set()
@@ -297,3 +301,8 @@ class Device:
             outbox_dropped=self._outbox.dropped,
             rejected_commands=self._commands.rejected,
         )
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    """The lower of two numbers that may be absent."""
+    return one if other is None else other if one is None else min(one, other)

@@ -112,5 +112,7 @@ class Trials:
 
     def needed_from(self, stream_id: str) -> int | None:
         """The lowest sample of a stream that a waiting command asks for."""
+        if not self._pending:
+            return None
         indices = [p.command.sample_index for p in self._pending.values() if p.command.stream_id == stream_id]
         return min(indices, default=None)

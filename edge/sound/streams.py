@@ -54,7 +54,8 @@ class Stream:
         self.due_at = due_at
         self.needed_from = needed_from
         self.released = max(self.released, released)
-        self.room.set()
+        if not self.room.is_set():
+            self.room.set()
 
     def may_forget(self, index: int, now_s: float, grace_s: float) -> bool:
         """Whether the samples below ``index`` can be overwritten without harm."""

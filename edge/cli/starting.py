@@ -27,6 +27,9 @@ from edge.update.pointer import Pointer
 
 log = logging.getLogger(__name__)
 
+# A device that is about to end waits for broker and microphone for a few seconds.
+_PATIENCE_S = 10.0
+
 
 @dataclass(frozen=True)
 class _Running:
@@ -55,9 +58,9 @@ def start(settings: DeviceSettings, stack: ExitStack) -> tuple[Device, Updates]:
     if settings.bundle is not None:
         # What is wrong with a file that was given is told before anything is made on disk.
         running = _Running(_given(settings))
-        folder = stack.enter_context(claimed(settings.state_dir or default_state_dir(), name))
+        folder = stack.enter_context(claimed(settings.state_dir or default_state_dir(), name, patience_s=_PATIENCE_S))
     else:
-        folder = stack.enter_context(claimed(settings.state_dir or default_state_dir(), name))
+        folder = stack.enter_context(claimed(settings.state_dir or default_state_dir(), name, patience_s=_PATIENCE_S))
         running = _chosen(folder)
     operators = given if running.pointer is None else _trusted(folder, given)
     listening = settings.listening or (None if operators else ListeningSettings())

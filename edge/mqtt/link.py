@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -91,8 +92,11 @@ class Link:
         """Say ``stopped`` if the broker is there, and disconnect."""
         if self.connected:
             info = self._client.publish(topic(self._device, "state"), self._state("stopped").to_json(), 1, retain=True)
+            deadline_s = time.monotonic() + timeout_s
             try:
-                info.wait_for_publish(timeout_s)
+                # A connection that breaks meanwhile brings no receipt.
+                while self.connected and not info.is_published() and time.monotonic() < deadline_s:
+                    info.wait_for_publish(0.05)
             except (RuntimeError, ValueError):
                 log.debug("the broker went away before it heard that this device stopped")
             self._client.disconnect()

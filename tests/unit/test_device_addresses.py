@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,18 @@ def test_a_state_folder_belongs_to_one_process(tmp_path: Path) -> None:
             pass
     with claimed(tmp_path, "kitchen"):
         pass
+
+
+def test_a_state_folder_is_waited_for(tmp_path: Path) -> None:
+    first = claimed(tmp_path, "kitchen")
+    first.__enter__()
+    leaving = threading.Timer(0.3, first.__exit__, (None, None, None))
+    leaving.start()
+    began_s = time.monotonic()
+    with claimed(tmp_path, "kitchen", patience_s=20):
+        assert 0.2 < time.monotonic() - began_s < 10
+        with pytest.raises(UnavailableError, match="another"), claimed(tmp_path, "kitchen", patience_s=0.1):
+            pass
 
 
 def test_the_default_state_folder_follows_systemd_and_xdg() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ _FOLDER = Path(__file__).resolve().parent / "scripts"
 class Secret:
     """An argument that is sent and never shown."""
 
-    value: str
+    value: str = field(repr=False)
 
 
 @dataclass(frozen=True)

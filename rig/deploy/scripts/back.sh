@@ -6,6 +6,7 @@ act() {
   [ -x "$before/bin/python" ]
   ln -s -- "$before" ".current.$$"
   mv -T -- ".current.$$" current
+  rm -f -- previous
   sync -f .
   echo "$before"
 }

@@ -95,12 +95,12 @@ class Clocks:
 
     def __init__(self, names: tuple[str, ...], known: set[int]) -> None:
         new = [thread for thread in threading.enumerate() if thread.ident not in known]
-        self._clocks = [time.pthread_getcpuclockid(thread.ident) for thread in new if thread.ident is not None]
         if len(new) != len(names):
             sys.exit(f"expected {names}, found {new}")
+        self._clocks = [time.pthread_getcpuclockid(thread.ident) for thread in new if thread.ident is not None]
 
-    def read_ns(self) -> int:
-        return sum(time.clock_gettime_ns(clock) for clock in self._clocks)
+    def read_ns(self) -> np.ndarray:
+        return np.array([time.clock_gettime_ns(clock) for clock in self._clocks])
 
 
 def _running() -> set[int]:
@@ -118,8 +118,8 @@ class Naive:
         self.blocks: queue.Queue[np.ndarray] = queue.Queue()
         self.client = new_client(url)
         self.client.connect(url.host, url.port)
+        threading.Thread(target=self._loop, name="loop", daemon=True).start()
         self.client.loop_start()
-        threading.Thread(target=self._loop, name="naive", daemon=True).start()
 
     def _loop(self) -> None:
         manifest = self._bundle.manifest
@@ -175,7 +175,7 @@ def main(bundle_path: str, key_path: str, broker: str, hops: int, qos: int) -> N
         clocks = {"naive": Clocks(("loop", "network"), known)}
         left = {"agent": Departures(device._link._client), "naive": Departures(naive.client)}
         known = _running()
-        thread = threading.Thread(target=device.run, args=(stop,))
+        thread = threading.Thread(target=device.run, name="inference", args=(stop,))
         thread.start()
         hop = bundle.manifest.rate_hz * HOP_MS // 1000
         rng = np.random.default_rng(0)
@@ -190,7 +190,7 @@ def main(bundle_path: str, key_path: str, broker: str, hops: int, qos: int) -> N
         clocks["agent"] = Clocks(("inference", "recorder", "network"), known)
         time.sleep(0.5)
 
-        took_ms: dict[str, list[float]] = {"agent": [], "naive": []}
+        took_ms: dict[str, list[list[float]]] = {"agent": [], "naive": []}
         for number in range(WARM_UP + hops):
             block = sound[number * hop % (len(sound) - hop) :][:hop]
             for who in rng.permutation(["agent", "naive"]).tolist():
@@ -203,7 +203,10 @@ def main(bundle_path: str, key_path: str, broker: str, hops: int, qos: int) -> N
                     naive.blocks.put(block[:, None])
                 left[who].wait()
                 time.sleep(REST_S)
-                took_ms[who].append((clocks[who].read_ns() - start_ns - session.spent_ns) / 1e6)
+                spent_ns = clocks[who].read_ns() - start_ns
+                # The first thread is the one that runs the model.
+                spent_ns[0] -= session.spent_ns
+                took_ms[who].append((spent_ns / 1e6).tolist())
         stop.set()
         device.wake()
         thread.join()

@@ -41,7 +41,7 @@ class TinyBundle:
     key: Path
 
 
-def _level_model() -> bytes:
+def _level_model(window: int) -> bytes:
     from onnx import TensorProto, checker, helper
 
     nodes = [
@@ -54,7 +54,7 @@ def _level_model() -> bytes:
     graph = helper.make_graph(
         nodes,
         "level",
-        [helper.make_tensor_value_info("pcm", TensorProto.FLOAT, ["batch", WINDOW])],
+        [helper.make_tensor_value_info("pcm", TensorProto.FLOAT, ["batch", window])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2])],
         [
             helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
@@ -66,8 +66,8 @@ def _level_model() -> bytes:
     return model.SerializeToString()
 
 
-def _golden(bias: float = 0.0) -> bytes:
-    pcm = np.random.default_rng(0).uniform(-10_000, 10_000, (2, WINDOW)).astype("<i2")
+def _golden(bias: float, window: int) -> bytes:
+    pcm = np.random.default_rng(0).uniform(-10_000, 10_000, (2, window)).astype("<i2")
     pcm[1] //= 100
     over = np.abs(pcm.astype(np.float32) / 32768).mean(axis=1, keepdims=True) - np.float32(0.05 - bias)
     file = io.BytesIO()
@@ -75,18 +75,20 @@ def _golden(bias: float = 0.0) -> bytes:
     return file.getvalue()
 
 
-def _pack_tiny(path: Path, key: SigningKey, *, name: str, version: int, card: bytes, bias: float) -> Path:
+def _pack_tiny(
+    path: Path, key: SigningKey, *, name: str, version: int, card: bytes, bias: float, window: int = WINDOW
+) -> Path:
     from edge.bundle import container, signing
     from edge.bundle.manifest import CARD, GOLDEN, MANIFEST, MODEL, SIGNATURE, Manifest, Member, Quantisation, Tolerance
 
-    members = {MODEL: _level_model(), GOLDEN: _golden(bias), CARD: card}
+    members = {MODEL: _level_model(window), GOLDEN: _golden(bias, window), CARD: card}
     manifest = Manifest(
         name=name,
         version=version,
         architecture="level",
         labels=LABELS,
         rate_hz=RATE_HZ,
-        window_samples=WINDOW,
+        window_samples=window,
         quantisation=Quantisation(bits=32),
         golden_tolerance=Tolerance(max_abs=1e-4),
         members={
@@ -125,10 +127,16 @@ def make_tiny_bundle(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Ca
     """
 
     def make(
-        *, name: str = "level", version: int = 1, key: Keys = keys, card: bytes = b"# level\n", bias: float = 0.0
+        *,
+        name: str = "level",
+        version: int = 1,
+        key: Keys = keys,
+        card: bytes = b"# level\n",
+        bias: float = 0.0,
+        window: int = WINDOW,
     ) -> Path:
         path = tmp_path_factory.mktemp("bundle") / f"{name}-{version}.earshot"
-        return _pack_tiny(path, key.signer, name=name, version=version, card=card, bias=bias)
+        return _pack_tiny(path, key.signer, name=name, version=version, card=card, bias=bias, window=window)
 
     return make
 

@@ -115,7 +115,10 @@ class Fleet:
                 break
             if isinstance(event, BrokerChanged) and event.connected:
                 return
-        raise UnavailableError(f"broker {self._url}: no connection: check user, password and certificates")
+            if self.link.problem:
+                break
+        problem = self.link.problem or f"no answer within {CONNECT_TIMEOUT_S:.0f} s: is it an MQTT broker?"
+        raise UnavailableError(f"broker {self._url}: {problem}")
 
     def take(self, timeout_s: float) -> Message | None:
         """The next thing that a device says, noted in :attr:`members`; None after ``timeout_s`` of silence."""

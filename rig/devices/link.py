@@ -30,6 +30,7 @@ from edge.messages import (
 )
 from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.client import new_client
+from edge.mqtt.problems import LastError, explain, explain_alert
 from rig.devices.clock import ROUND_TRIPS, ClockOffset, Clocks, Instant
 from rig.devices.events import BrokerChanged, Events, Received, Report
 from rig.devices.operator import Operator
@@ -113,21 +114,28 @@ class Link:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         self._client = client
+        self._refusal = ""
+        self._ever_connected = False
+        self._last_error = LastError()
+        client.enable_logger(self._last_error)
 
     def __enter__(self) -> Self:
         try:
             self._client.connect(self._url.host, self._url.port, keepalive=KEEPALIVE_S)
         except OSError as error:
-            raise UnavailableError(
-                f"broker {self._url}: cannot connect ({error.strerror or error}), start it or leave --broker out"
-                " for the embedded one"
-            ) from None
+            raise UnavailableError(f"broker {self._url}: cannot connect: {explain(error)}") from None
         self._client.loop_start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+
+    @property
+    def problem(self) -> str:
+        """Why the broker does not let us in, empty while nothing is known against it."""
+        alert = self._last_error.text
+        return self._refusal or (explain_alert(alert) if alert else "")
 
     def boot_id(self, device: str) -> str | None:
         """The boot of a device that is there, else None."""
@@ -207,8 +215,14 @@ class Link:
 
     def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
-            log.warning("broker %s refuses: %s", self._url, reason)
+            user = self._url.user_name()
+            who = "a user is missing" if user is None else f"check user {user!r} and its password"
+            self._refusal = f"refused: {reason}: {who}"
+            if self._ever_connected:
+                log.warning("broker %s: %s", self._url, self._refusal)
             return
+        self._refusal = ""
+        self._ever_connected = True
         kinds = {*self._reports, "state"} if self._operator is not None else set(self._reports)
         topics = [(topic(device, kind), 1) for device in self._devices for kind in sorted(kinds)]
         if self._operator is not None:

@@ -170,6 +170,8 @@ class Stage:
                 event = self.events.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise UnavailableError(self._why_not_ready()) from None
+            if self.link.problem:
+                raise UnavailableError(f"broker: {self.link.problem}")
             if isinstance(event, ProcessEnded):
                 device = self.devices[event.device]
                 words = device.process.last_words() if device.process else ""

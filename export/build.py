@@ -18,6 +18,7 @@ from edge.bundle.reading import Bundle
 from edge.errors import UsageError
 from export import parity
 from export.card import Facts
+from export.fixed_point.layers import left_in_float
 from export.fixed_point.number_format import NumberFormat
 from export.fixed_point.quantise import CalibrationSettings, quantise
 from export.graphs.tensorrt import check_portable
@@ -31,6 +32,8 @@ from firmware_models.evaluation import check_labels, evaluate
 from firmware_models.progress import Progress, silent
 
 CALIBRATION_CLIPS = 1024
+# The share of weights left in FP32 from which a card says so.
+_WORTH_TELLING = 0.2
 _CALIBRATION_SEED = 20_250_102
 
 
@@ -103,13 +106,15 @@ def build(
         graph = quantise(graph, material.calibration, form, calibration, progress=progress)
         scores = trial.by_onnxruntime(graph, f"{form.scheme}, onnxruntime", storage=form.profile == "storage")
         metrics["calibration_clips"] = float(len(material.calibration))
+        if calibration is not None and calibration.finish_steps:
+            metrics["finish_steps"] = float(calibration.finish_steps)
         metrics |= {f"fp32_{key}": value for key, value in trial.accuracy(fp32_scores).items()}
         if trial.labelled:
             limit = parity.MAX_DROP[form.bits] if accept_drop is None else accept_drop
             drop = parity.check_drop(trial.top1(fp32_scores), trial.top1(scores), n=len(trial.pcm), limit=limit)
     if form.profile == "portable":
         check_portable(graph)
-    notes = [*facts.notes, *source.notes]
+    notes = [*facts.notes, *source.notes, *unrounded(graph, form)]
     if source.twin_lacks is not None:
         notes.append(f"Attacks that follow a gradient cannot be crafted on this bundle: {source.twin_lacks}.")
     else:
@@ -122,6 +127,15 @@ def build(
     facts = dataclasses.replace(facts, metrics={**facts.metrics, **metrics}, notes=notes)
     identity = source.identity(name=name, version=version, form=form)
     return Built(bundle=pack(out, graph, identity, key=key, facts=facts), fp32=fp32, twin=twin, drop=drop)
+
+
+def unrounded(graph: ModelProto, form: NumberFormat) -> list[str]:
+    """What to say where much of a network could not be rounded, such as the weights of an LSTM."""
+    share, operators = left_in_float(graph)
+    if not form.quantised or share < _WORTH_TELLING:
+        return []
+    whole = f"{share:.0%} of the weights stay in 32-bit floating point ({', '.join(operators)})"
+    return [f"{whole}: only those of Conv, Gemm and MatMul are rounded, so the bundle shrinks that much less."]
 
 
 def _multiply_adds(source: Source, graph: ModelProto) -> dict[str, float]:

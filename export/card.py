@@ -51,7 +51,7 @@ class Facts:
     """What only the person who exports can say of a model.
 
     ``training`` is what the checkpoint knows of its training: seed, steps, minutes, command and the like.
-    ``metrics`` go into the manifest and the card by name.
+    ``metrics`` go into the manifest and the card by name. ``export_command`` is what was typed to make the bundle.
     """
 
     training_data: str = "not stated"
@@ -59,6 +59,7 @@ class Facts:
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    export_command: str | None = None
 
 
 def render(
@@ -107,6 +108,7 @@ def render(
         "",
         f"Command: `{command}`" + (f" ({training})" if training else ""),
         "",
+        *(() if facts.export_command is None else (f"Export: `{facts.export_command}`", "")),
         f"Licence: {facts.licence}",
         "",
         "## Measured",

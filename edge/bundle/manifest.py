@@ -115,4 +115,6 @@ class Manifest(_Frozen):
             raise ValueError(f"members must be {sorted(expected)}, not {sorted(self.members)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ from each other")
+        if self.ensemble is not None and self.score_kind != "probabilities":
+            raise ValueError("an ensemble gives probabilities, the mean of its members'; score_kind says logits")
         return self

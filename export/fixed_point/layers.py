@@ -68,6 +68,21 @@ def layers_of(model: ModelProto) -> tuple[Layer, ...]:
     return tuple(found)
 
 
+def left_in_float(model: ModelProto) -> tuple[float, tuple[str, ...]]:
+    """The share of the weights behind the front end that a quantised graph holds as floats, and whose they are."""
+    stored = {each.name: each for each in model.graph.initializer if len(each.dims) > 1}
+    readers = {
+        name: node.op_type
+        for node in model.graph.node
+        for name in node.input
+        if name in stored and not node.name.startswith(FRONT_END)
+    }
+    sizes = {name: math.prod(stored[name].dims) for name in readers}
+    floats = [name for name in readers if stored[name].data_type == TensorProto.FLOAT]
+    share = sum(sizes[name] for name in floats) / max(1, sum(sizes.values()))
+    return share, tuple(sorted({readers[name] for name in floats}))
+
+
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
     """An attribute of a node."""
     return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)

@@ -30,6 +30,7 @@ from edge.errors import DataError, UsageError
 from export.fixed_point import rounding, weights, writing
 from export.fixed_point.bottleneck import balanced
 from export.fixed_point.equalise import equalised
+from export.fixed_point.finishing import finished
 from export.fixed_point.grid import Form, Grid, Method, best_grid
 from export.fixed_point.histogram import Histogram, observe
 from export.fixed_point.layers import Layer, arrays_of, layers_of, prepared, reads_sound, store
@@ -41,6 +42,8 @@ Doubles = npt.NDArray[np.float64]
 
 METHODS: tuple[str, ...] = get_args(Method)
 MIN_CLIPS = 16
+# More clips than this do not determine a layer's weights any better; every layer is run on them.
+_FITTING_CLIPS = 1024
 
 
 class CalibrationSettings(BaseModel):
@@ -53,8 +56,9 @@ class CalibrationSettings(BaseModel):
     corrects its bias instead of rounding to the nearest, by default where weights or activations have 4 bits.
     ``equalise`` evens out the ranges of channels across layers before (Nagel et al. 2019), by default where all
     channels of a weight share a scale. ``balance`` turns the channels between the two factors of a low-rank layer
-    (:mod:`export.fixed_point.bottleneck`), by default in 8 and 4 bits. ``keep_sound`` leaves sound that a layer reads
-    directly as it is in 8 bits too.
+    (:mod:`export.fixed_point.bottleneck`), by default in 8 and 4 bits. ``finish_steps`` is how many steps the weights
+    are trained for rounded activations (:mod:`export.fixed_point.finishing`) before they are fitted. ``keep_sound``
+    leaves sound that a layer reads directly as it is in 8 bits too.
 
     ``reduce_range`` keeps 8-bit weights of profile ``cpu`` within +-64: x86 processors without VNNI add two products
     in 16 saturating bits, and with weights up to 127 they compute other scores (0.5 apart, on an LMS) than all others.
@@ -68,6 +72,7 @@ class CalibrationSettings(BaseModel):
     fit_weights: bool | None = None
     equalise: bool | None = None
     balance: bool | None = None
+    finish_steps: int = Field(default=0, ge=0, le=100_000)
     keep_sound: bool = False
     reduce_range: bool = True
 
@@ -123,9 +128,14 @@ def quantise(
         writing.without_activations(quantised)
     elif form.activation_bits == 8 and settings.keep_sound:
         writing.without_activations(quantised, [name for name in grids if reads_sound(exact, name)])
-    if settings.fit_weights if settings.fit_weights is not None else min(form.bits, form.activation_bits) == 4:
-        for layer in layers:
-            _fit(layer, exact, quantised, chooser, pcm, progress=progress)
+    narrow = min(form.bits, form.activation_bits) == 4
+    steps = settings.finish_steps if form.activation_bits != 32 else 0
+    if steps or (settings.fit_weights if settings.fit_weights is not None else narrow):
+        few = pcm[:: max(1, len(pcm) // _FITTING_CLIPS)]
+        fitted = _fit(layers, exact, quantised, chooser, few, progress=progress)
+        if steps:
+            soft = finished(exact, fitted, quantised, layers, pcm, steps=steps, progress=progress)
+            _fit(layers, soft, quantised, chooser, few, progress=progress)
     onnx.checker.check_model(quantised, full_check=True)
     return quantised
 
@@ -194,12 +204,29 @@ class _Weights:
 
 
 def _fit(
-    layer: Layer, exact: ModelProto, quantised: ModelProto, chooser: _Weights, pcm: Floats, *, progress: Progress
-) -> None:
-    """Round a layer as a whole, given what everything before it gives in the quantised graph, which is changed."""
-    trained = layer.rows(arrays_of(exact)[layer.weight])
-    seen = rounding.look(layer, exact, quantised, pcm, progress=progress)
-    numbers, scales = rounding.fitted(trained, seen, chooser.scales, chooser.last)
-    writing.store_weights(quantised, layer, numbers, scales)
-    if layer.bias is not None:
-        writing.store_bias(quantised, layer, rounding.corrected_bias(numbers * scales[:, None], seen))
+    layers: tuple[Layer, ...],
+    exact: ModelProto,
+    quantised: ModelProto,
+    chooser: _Weights,
+    pcm: Floats,
+    *,
+    progress: Progress,
+) -> ModelProto:
+    """Round each layer as a whole, given what everything before it gives in the quantised graph, which is changed.
+
+    Returns:
+        ``exact`` with weights and biases as they were rounded.
+    """
+    fitted = onnx.ModelProto()
+    fitted.CopyFrom(exact)
+    arrays = arrays_of(exact)
+    for layer in layers:
+        seen = rounding.look(layer, exact, quantised, pcm, progress=progress)
+        numbers, scales = rounding.fitted(layer.rows(arrays[layer.weight]), seen, chooser.scales, chooser.last)
+        writing.store_weights(quantised, layer, numbers, scales)
+        store(fitted, layer.weight, layer.from_rows(numbers * scales[:, None]))
+        if layer.bias is not None:
+            bias = rounding.corrected_bias(numbers * scales[:, None], seen)
+            writing.store_bias(quantised, layer, bias)
+            store(fitted, layer.bias, bias)
+    return fitted

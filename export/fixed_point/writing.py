@@ -74,7 +74,7 @@ def without_activations(model: ModelProto, names: Collection[str] | None = None)
     for quantise, dequantise in _pairs(model):
         if names is None or quantise.input[1].removesuffix("_scale") in names:
             _bypass(model, quantise, dequantise)
-    _drop_unused(model)
+    drop_unused(model)
 
 
 def symmetric(form: NumberFormat) -> bool:
@@ -166,7 +166,7 @@ def _unite(model: ModelProto) -> None:
             model.graph.node.remove(dequantise)
         elif uses[result] == 1 and readers[result].op_type == "Relu":
             _bypass(model, quantise, dequantise)
-    _drop_unused(model)
+    drop_unused(model)
 
 
 def _pairs(model: ModelProto) -> list[tuple[NodeProto, NodeProto]]:
@@ -186,8 +186,14 @@ def _bypass(model: ModelProto, quantise: NodeProto, dequantise: NodeProto) -> No
         model.graph.node.remove(quantise)
 
 
-def _drop_unused(model: ModelProto) -> None:
-    used = {name for node in model.graph.node for name in node.input}
+def drop_unused(model: ModelProto) -> None:
+    """Take out constants that nobody reads, and Q/DQ nodes that round such constants."""
+    outputs = {each.name for each in model.graph.output}
+    used = {name for node in model.graph.node for name in node.input} | outputs
+    for node in reversed(list(model.graph.node)):
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"} and node.output[0] not in used:
+            model.graph.node.remove(node)
+            used = {name for each in model.graph.node for name in each.input} | outputs
     for each in [each for each in model.graph.initializer if each.name not in used]:
         model.graph.initializer.remove(each)
 

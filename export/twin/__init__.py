@@ -8,6 +8,8 @@ and stops it outside (see :mod:`export.twin.rounding`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 import torch
 from onnx import GraphProto, ModelProto
@@ -102,6 +104,20 @@ class Twin(nn.Module):
                 raise UsageError("noise: this model takes none, it is no stochastic ensemble")
             return self._whole(pcm)
         return self._run(pcm, self._noise(pcm, noise))
+
+    def trainable(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Make constants of the graph parameters that can be trained, and give them by their names.
+
+        Those that the twin does not use as they are stored, for example weights of whole numbers, are left out.
+        """
+        found: dict[str, nn.Parameter] = {}
+        for name in names:
+            place = self._constants.get(name)
+            if place is not None and place in self._buffers:
+                parameter = found[name] = nn.Parameter(getattr(self, place).clone())
+                del self._buffers[place]
+                self.register_parameter(place, parameter)
+        return found
 
     def draw(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Fresh noise for ``batch`` clips, float32 (batch, members, noise_values): standard normal.

@@ -12,7 +12,9 @@ ARCHITECTURES = ("lms", "lm", "ete")
 WIDTHS = (32, 16, 8, 4)
 # Low rank as in the paper: 16 for fully connected layers, 64 for convolutions.
 RANKS = {"fc": 16, "conv": 64}
-RETRAINING = "low-rank"
+# The recipe that retrains the factors of an architecture.
+RETRAINING = {"ete": "low-rank-ete", "lms": "low-rank-lms"}
+_OTHERS_RETRAINING = "low-rank"
 
 _COMMAND = re.compile(r"^Command: `(?P<command>earshot [^`]+)`", re.MULTILINE)
 _EXPORT = re.compile(r"^Export: `(?P<command>earshot [^`]+)`", re.MULTILINE)
@@ -41,7 +43,13 @@ class Planned:
         form = () if self.bits == 32 else (f"--bits {self.bits}",)
         return (
             f"earshot train {self.architecture} --data DIR --out runs/{self.architecture}",
-            _export(f"runs/{self.architecture}", self.name, ranks, form, retrained=self.low_rank),
+            _export(
+                f"runs/{self.architecture}",
+                self.name,
+                ranks,
+                form,
+                retrained=_recipe(self.architecture, retrained=self.low_rank),
+            ),
         )
 
 
@@ -89,12 +97,16 @@ def commands_of(manifest: Manifest, card: str) -> tuple[str, ...]:
     if manifest.ensemble is not None:
         extra.append(f"--ensemble {manifest.ensemble.members}")
         extra += [f"--sigma {found['sigma']}"] if (found := _SIGMA.search(card)) else []
-    retrained = "retrained minutes" in card
+    retrained = _recipe(manifest.architecture, retrained="retrained minutes" in card)
     return trained["command"], _export("RUN", manifest.name, ranks, tuple(extra), retrained=retrained)
 
 
-def _export(run: str, name: str, ranks: Mapping[str, int], extra: tuple[str, ...], *, retrained: bool) -> str:
+def _recipe(architecture: str, *, retrained: bool) -> str | None:
+    return RETRAINING.get(architecture, _OTHERS_RETRAINING) if retrained else None
+
+
+def _export(run: str, name: str, ranks: Mapping[str, int], extra: tuple[str, ...], *, retrained: str | None) -> str:
     parts = [f"earshot export {run} --calibration DIR --key KEY.pem --out {name}.earshot"]
     parts += [f"--rank-{kind} {rank}" for kind, rank in sorted(ranks.items(), reverse=True) if kind in RANKS]
-    parts += [f"--retrain {RETRAINING} --run {run}-{RETRAINING}"] if retrained else []
+    parts += [f"--retrain {retrained} --run {run}-{retrained}"] if retrained else []
     return " ".join([*parts, *extra])

@@ -160,6 +160,11 @@ def test_export_both_widths(earshot, tmp_path, checkpoint, speech, keys):
     assert told["metrics"]["fp32_test_top1"] == told["metrics"]["test_top1"]
     verified = earshot("bundle", "verify", tmp_path / "a.earshot", "--trust", keys.public)
     assert verified.returncode == 0, verified.stderr
+    # The command is there, without the places on this machine.
+    card = earshot("bundle", "show", tmp_path / "a.earshot", "--card").stdout
+    told = "Export: `earshot export RUN --key KEY.pem --calibration DIR --bits 8 --clips 32 --out a.earshot`"
+    assert told in card.splitlines()
+    assert str(speech) not in card
 
 
 def test_export_refusals(earshot, tmp_path, checkpoint, speech, keys):
@@ -277,6 +282,11 @@ def test_somebody_elses_model(earshot, tmp_path, speech, keys, lms_graphs):
     assert "not trained here; brought in from foreign.onnx" in shown
     rounded = earshot(*command, "--labels", labels, "--bits", 8, "--calibration", speech, "--clips", 16, "--json")
     assert rounded.returncode == 0, rounded.stderr
+    card = earshot("bundle", "show", tmp_path / "f.earshot", "--card").stdout
+    assert (
+        f"Export: `earshot export foreign.onnx --key KEY.pem --calibration DIR --bits 8 --clips 16 --labels {labels} "
+        in card
+    )
     assert "--labels names 2" in refusal(earshot(*command, "--labels", "a,b"))
     assert "needs --labels" in refusal(earshot(*command))
     assert "use pcm or logmel" in refusal(earshot(*command, "--labels", labels, "--input", "sound"))
@@ -297,3 +307,4 @@ def test_contradictions_are_one_line(earshot, tmp_path, checkpoint, speech, keys
     assert "no layer is factored" in run("--ensemble", 4)
     assert "are for a foreign" in run("--labels", "a,b")
     assert "use channels or spatial" in run("--rank-fc", 4, "--reshape", "round")
+    assert "trains for rounded activations" in run("--finish", 10)

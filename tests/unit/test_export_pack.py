@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 
 import numpy as np
@@ -60,6 +61,17 @@ def test_facts_are_in_manifest_and_card(tmp_path, lms_graphs, identity, keys):
         assert text in bundle.card
 
 
+def test_an_ensemble_gives_probabilities(fp32_bundle):
+    from edge.bundle.manifest import Ensemble, Manifest
+
+    told = describe_untrusted(fp32_bundle).manifest.model_dump(by_alias=True, mode="json")
+    told["ensemble"] = Ensemble(members=2, noise_values=3).model_dump(mode="json")
+    with pytest.raises(ValueError, match="gives probabilities"):
+        Manifest.model_validate_json(json.dumps(told))
+    told["score_kind"] = "probabilities"
+    assert Manifest.model_validate_json(json.dumps(told)).ensemble is not None
+
+
 def test_golden_sounds_are_loud_faint_and_reproducible():
     pcm = golden_pcm(16_000, 16_000)
     assert pcm.shape == (1, 16_000)
@@ -106,7 +118,7 @@ def test_folder_that_is_missing(tmp_path, lms_graphs, identity, keys):
 
 def test_name_that_cannot_be(tmp_path, lms_graphs, random_lms, keys):
     identity = Source.of_model(random_lms).identity(name="Not A Name", version=1)
-    with pytest.raises(UsageError, match="bundle: name: .*got 'Not A Name'"):
+    with pytest.raises(UsageError, match=r"bundle: name: .*got 'Not A Name'"):
         pack(tmp_path / "a.earshot", lms_graphs[32], identity, key=keys.signer)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -284,3 +286,34 @@ def test_a_graph_without_layers_or_with_other_inputs_is_refused(graph, pcm):
     bare.graph.node[0].output[0] = "scores"
     with pytest.raises(UsageError, match="no Conv, Gemm or MatMul"):
         quantise(bare, pcm, number_format(8))
+
+
+# --- finishing ------------------------------------------------------------------------------------------------------
+
+
+def test_finishing_gets_a_network_used_to_its_rounding(graph, pcm, noise_pcm):
+    heard = noise_pcm(256, SAMPLES, seed=79)
+    wanted = parity.graph_scores(graph, heard)
+    shares = np.exp(wanted) / np.exp(wanted).sum(axis=1, keepdims=True)
+    distances, told = {}, []
+    for steps in (0, 40):
+        settings = CalibrationSettings(finish_steps=steps)
+        found = quantise(
+            graph, pcm, number_format(4), settings, progress=lambda done, total, note="": told.append(note)
+        )
+        given = parity.graph_scores(found, heard, storage=True)
+        logs = given - np.log(np.exp(given).sum(axis=1, keepdims=True))
+        distances[steps] = float(np.sum(shares * (np.log(shares) - logs), axis=1).mean())
+    assert sum(note.startswith("finishing") for note in told) == 40
+    assert distances[40] < 0.9 * distances[0]
+    once, again = (quantise(graph, pcm, number_format(8), CalibrationSettings(finish_steps=2)) for _ in range(2))
+    assert once.SerializeToString() == again.SerializeToString()
+
+
+def test_finishing_needs_a_twin(graph, pcm):
+    unknown = copy.deepcopy(graph)
+    unknown.graph.node[-1].output[0] = "raw"
+    unknown.graph.node.append(helper.make_node("Hardmax", ["raw"], ["scores"], "hard"))
+    with pytest.raises(UsageError, match="Hardmax") as caught:
+        quantise(unknown, pcm, number_format(4), CalibrationSettings(finish_steps=1))
+    assert "\n" not in str(caught.value)

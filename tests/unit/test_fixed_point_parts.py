@@ -8,11 +8,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export import parity
+from export.build import unrounded
 from export.fixed_point import rounding, weights
 from export.fixed_point.equalise import equalised
 from export.fixed_point.grid import Form, best_grid
 from export.fixed_point.histogram import Histogram
-from export.fixed_point.layers import arrays_of, layers_of, prepared
+from export.fixed_point.layers import arrays_of, layers_of, left_in_float, prepared
 from export.fixed_point.number_format import number_format
 from export.fixed_point.quantise import CalibrationSettings, quantise
 
@@ -285,3 +286,41 @@ def test_released_lms_keeps_its_accuracy(speech_commands):
     for bits, limit in ((16, 0.002), (8, 0.007), (4, 0.03)):
         found = quantise(graph, clips, number_format(bits))
         assert exact - top1(found, storage=bits != 8) <= limit, bits
+
+
+# --- what is not rounded --------------------------------------------------------------------------------------------
+
+
+def recurrent() -> onnx.ModelProto:
+    rng = np.random.default_rng(1)
+    arrays = {
+        "steps": np.array([16, -1, 16]),
+        "flat": np.array([-1, 8]),
+        "w": rng.normal(size=(1, 32, 16)).astype(np.float32) / 4,
+        "r": rng.normal(size=(1, 32, 8)).astype(np.float32) / 4,
+        "c": rng.normal(size=(8, 8)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["pcm", "steps"], ["x"], "x"),
+        helper.make_node("LSTM", ["x", "w", "r"], ["", "h"], "lstm", hidden_size=8),
+        helper.make_node("Reshape", ["h", "flat"], ["f"], "f"),
+        helper.make_node("MatMul", ["f", "c"], ["scores"], "scores"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "recurrent",
+        [helper.make_tensor_value_info("pcm", TensorProto.FLOAT, ["batch", SAMPLES])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(value, name) for name, value in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_weights_that_stay_as_they_are_are_told(pcm):
+    form = number_format(8)
+    assert left_in_float(quantise(chain(), pcm, form)) == (0.0, ())
+    share, operators = left_in_float(quantise(recurrent(), pcm, form))
+    assert (share, operators) == (pytest.approx(768 / 832), ("LSTM",))
+    (note,) = unrounded(quantise(recurrent(), pcm, form), form)
+    assert note.startswith("92% of the weights stay in 32-bit floating point (LSTM)")
+    assert unrounded(quantise(chain(), pcm, form), form) == []

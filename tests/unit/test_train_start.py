@@ -156,8 +156,9 @@ def test_a_recipe_that_does_not_fit_is_one_line(material: Material, start: Start
     assert not (tmp_path / "run").exists()
 
 
-def test_the_shipped_recipe_takes_every_model(material: Material, start: Start, tmp_path: Path) -> None:
-    shipped = load_recipe("low-rank")
+@pytest.mark.parametrize("name", ["low-rank", "low-rank-ete", "low-rank-lms"])
+def test_the_shipped_recipes_take_every_model(material: Material, start: Start, tmp_path: Path, name: str) -> None:
+    shipped = load_recipe(name)
     assert shipped.architecture == ANY
     # Another teacher would be trained for minutes first.
     taught = Distillation(recipe="start")

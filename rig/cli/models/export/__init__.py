@@ -18,6 +18,7 @@ _LOW_RANK, _NUMBERS, _FOREIGN, _ENSEMBLE = "Low rank", "Number format", "ONNX mo
 
 @app.command(no_args_is_help=True)
 def export(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="model.safetensors, the folder of a run, or a foreign NAME.onnx.")],
     key: Annotated[Path, typer.Option("--key", help="Private key (NAME.pem of earshot keys new).")],
     out: Annotated[Path, typer.Option("--out", help="The bundle, NAME.earshot.")],
@@ -68,6 +69,16 @@ def export(
     method: Annotated[
         str | None, typer.Option("--method", help="How ranges are chosen.", rich_help_panel=_NUMBERS)
     ] = None,
+    finish: Annotated[
+        int,
+        typer.Option(
+            "--finish",
+            help="Steps of training for rounded activations; 200 help 4 bits.",
+            min=0,
+            max=100_000,
+            rich_help_panel=_NUMBERS,
+        ),
+    ] = 0,
     accept_drop: Annotated[
         str | None,
         typer.Option(
@@ -185,9 +196,10 @@ def export(
     from edge.bundle.signing import load_private_key
     from export import build, pack
     from export.fixed_point.number_format import number_format
+    from firmware_models.training.allocator import keep_freed_memory
     from rig.cli.models.export.material import read_material
     from rig.cli.models.export.network import ForeignOptions, LowRankOptions, read_network
-    from rig.cli.models.export.values import calibration_settings, check_out, share
+    from rig.cli.models.export.values import calibration_settings, check_out, command_line, share
 
     form = number_format(
         bits,
@@ -196,7 +208,7 @@ def export(
         per_channel=not per_tensor,
         power_of_two=power_of_two,
     )
-    settings = calibration_settings(method)
+    settings = calibration_settings(method, finish_steps=finish)
     accepted = None if accept_drop is None else share("--accept-drop", accept_drop)
     signer = load_private_key(key)
     check_out(out)
@@ -222,8 +234,10 @@ def export(
         window_samples=window_samples,
         full_scale=full_scale,
     )
+    if finish:
+        keep_freed_memory()
     network = read_network(model, foreign=foreign, architecture=architecture)
-    network.check(low_rank=low_rank, ensemble=ensemble, form=form, calibration=calibration)
+    network.check(low_rank=low_rank, ensemble=ensemble, form=form, calibration=calibration, finish=finish)
     with progress("export", enabled=not as_json) as report:
         material = read_material(network, calibration, clips, progress=report)
         if dry_run:
@@ -239,7 +253,9 @@ def export(
             version=chosen_version,
             key=signer,
             material=material.for_build,
-            facts=telling.stated(facts, training_data=training_data, licence=licence),
+            facts=telling.stated(
+                facts, training_data=training_data, licence=licence, command=command_line(context, name=name)
+            ),
             form=form,
             calibration=settings,
             accept_drop=accepted,

@@ -70,7 +70,13 @@ class Network:
         return either
 
     def check(
-        self, *, low_rank: LowRankOptions, ensemble: int | None, form: NumberFormat, calibration: Path | None
+        self,
+        *,
+        low_rank: LowRankOptions,
+        ensemble: int | None,
+        form: NumberFormat,
+        calibration: Path | None,
+        finish: int = 0,
     ) -> None:
         """Refuse options that this network cannot take.
 
@@ -81,6 +87,8 @@ class Network:
             raise UsageError(f"{self.path}: layers of a foreign model are not split; train an architecture here for it")
         if calibration is None and (self.model is not None or form.quantised):
             raise UsageError("--calibration DIR is needed: ranges come from its training split, checks from the others")
+        if finish and form.activation_bits == 32:
+            raise UsageError(f"--finish {finish}: trains for rounded activations; add --bits 4 or leave it out")
         if ensemble is not None and form.quantised:
             raise UsageError(f"--ensemble with --bits {form.bits}: an ensemble is exported with 32 bits")
 

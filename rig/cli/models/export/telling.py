@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 _FIXED_S, _SCORING_S, _CALIBRATION_S = 15.0, 0.005, 0.03
 
 
-def stated(facts: Facts, *, training_data: str | None, licence: str | None) -> Facts:
-    """The facts with what the user says of data and licence."""
-    given: dict[str, Any] = {"training_data": training_data, "licence": licence}
+def stated(facts: Facts, *, training_data: str | None, licence: str | None, command: str) -> Facts:
+    """The facts with what the user says of data and licence, and typed."""
+    given: dict[str, Any] = {"training_data": training_data, "licence": licence, "export_command": command}
     return dataclasses.replace(facts, **{key: value for key, value in given.items() if value is not None})
 
 

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
+    import typer
+
     from export.fixed_point.quantise import CalibrationSettings
 
 
@@ -30,8 +32,8 @@ def share(option: str, text: str) -> float:
     return value
 
 
-def calibration_settings(method: str | None) -> CalibrationSettings:
-    """How ranges are chosen.
+def calibration_settings(method: str | None, *, finish_steps: int) -> CalibrationSettings:
+    """How ranges are chosen, and for how many steps weights are trained for them.
 
     Raises:
         UsageError: no such method.
@@ -39,9 +41,41 @@ def calibration_settings(method: str | None) -> CalibrationSettings:
     from export.fixed_point.quantise import METHODS, CalibrationSettings
 
     try:
-        return CalibrationSettings.model_validate({} if method is None else {"method": method})
+        chosen = {} if method is None else {"method": method}
+        return CalibrationSettings.model_validate({**chosen, "finish_steps": finish_steps})
     except ValidationError:
         raise UsageError(f"--method {method!r}: use one of {', '.join(METHODS)}") from None
+
+
+# What stands for a path in a card: paths say more of a machine than of a model.
+_PLACES = {
+    "calibration": "DIR",
+    "key": "KEY.pem",
+    "frontend": "FRONTEND.yaml",
+    "architecture": "ARCHITECTURE.py",
+    "teacher": "TEACHER",
+}
+_UNTOLD = frozenset({"model", "out", "version", "threads", "dry_run", "as_json", "training_data", "licence"})
+
+
+def command_line(context: typer.Context, *, name: str) -> str:
+    """What was typed, for the card: as it was but for paths, which are placeholders."""
+    given = context.params
+    model, recipe = Path(given["model"]), Path(given["retrain"] or "")
+    parts = ["earshot export", model.name if model.suffix.lower() == ".onnx" else "RUN"]
+    places = {**_PLACES, "run": f"RUN-{recipe.stem}", "retrain": recipe.name}
+    if given["labels"] is not None and "," not in given["labels"]:
+        places["labels"] = "LABELS.txt"
+    for option in context.command.params:
+        key = str(option.name)
+        source = context.get_parameter_source(key)
+        typed = source is not None and source.name == "COMMANDLINE"
+        if key in _UNTOLD or not typed or given[key] in (None, False):
+            continue
+        parts.append(option.opts[0] if given[key] is True else f"{option.opts[0]} {places.get(key, given[key])}")
+    line = " ".join([*parts, f"--out {name}.earshot"])
+    # It stands between backticks on a line of its own.
+    return "".join(each if each.isprintable() and each != "`" else "?" for each in line)
 
 
 def check_out(out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ def execute(options: argparse.Namespace) -> int:
     folder = (settings.state_dir or default_state_dir()) / settings.need("name", settings.name)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such state folder: check --name and --state-dir")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UsageError(f"{folder}: not readable for this user: run it with sudo")
     document = _document(Slots(folder))
     if options.json:
         sys.stdout.write(json.dumps(document, indent=2) + "\n")

@@ -30,7 +30,7 @@ class ListeningSettings(BaseModel):
 
     hop_ms: Annotated[float, Field(ge=10, le=60_000)] = 100.0
     smoothing_ms: Annotated[float, Field(ge=0, le=60_000)] = 300.0
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
     release: Annotated[float, Field(ge=0, lt=1)] | None = None
     refractory_ms: Annotated[float, Field(ge=0, le=600_000)] = 1000.0
     keep: Literal["triggered", "all"] = "triggered"

@@ -129,7 +129,8 @@ def main() -> None:
         else:
             raise
     if code == TYPER_INTERRUPTED:
-        print_error("stopped by the operator; a session goes on with 'earshot session resume'")
+        goes_on = sys.argv[1:2] in (["session"], ["demo"])
+        print_error("stopped by the operator" + ("; it goes on with 'earshot session resume'" if goes_on else ""))
         sys.exit(EXIT_STOPPED)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -9,7 +9,10 @@ from typing import NoReturn, TypeAlias
 from edge.errors import UsageError
 from edge.mqtt.broker_url import PASSWORD_FILE_VARIABLE, PASSWORD_VARIABLE
 
-MICROPHONE_HELP = "sounddevice[:NAME], file:PATH[?loop], socket:HOST:PORT or socket:unix:PATH"
+MICROPHONE_HELP = (
+    "sounddevice[:NAME], file:PATH[?loop], socket:HOST:PORT or socket:unix:PATH; a card or a file may have"
+    " ?channel=N&gain_db=DB"
+)
 BROKER_HELP = f"mqtt://[USER@]HOST[:PORT] or mqtts://...; password in {PASSWORD_VARIABLE} or {PASSWORD_FILE_VARIABLE}"
 STATE_HELP = "keeps outbox, slots and keys, below NAME (default: ~/.local/state/earshot)"
 

@@ -8,7 +8,7 @@ topic                                   payload                remarks
 ======================================  =====================  ==========================================
 ``earshot/1/<device>/state``            :class:`State`         retained; the will says ``lost``
 ``earshot/1/<device>/info``             :class:`Info`          retained
-``earshot/1/<device>/prediction``       :class:`Prediction`    repeated until acknowledged
+``earshot/1/<device>/prediction``       :class:`Prediction`    repeated until acknowledged; benign ones QoS 0
 ``earshot/1/<device>/level``            :class:`Level`         QoS 0
 ``earshot/1/<device>/health``           :class:`Health`        QoS 0, every 10 s
 ``earshot/1/<device>/update``           :class:`UpdateStatus`  retained; the last update and how far it came

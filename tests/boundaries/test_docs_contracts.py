@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge import errors, messages
+from edge.agent.commands import VERBS
 from edge.bundle.container import ORDER
 from rig.airs import AIRS
 from rig.report.summary import Row
@@ -34,9 +35,8 @@ def test_bundle_members_stand_in_their_order() -> None:
 
 
 def test_topics() -> None:
-    verbs = {f"command/{verb}" for verb in ("listen", "acknowledge")}
-    leaves = {"state", "info", "prediction", "level", "reply"} | verbs
-    assert set(first_cells("Messages")) == {messages.topic("<device>", leaf) for leaf in leaves}
+    leaves = {"state", "info", "prediction", "level", "health", "update", "clock", "command/<verb>", "reply"}
+    assert set(first_cells("Messages")) == {messages.topic("<device>", leaf) for leaf in leaves} | set(VERBS)
 
 
 @pytest.mark.parametrize("kind", messages.Message.__subclasses__())

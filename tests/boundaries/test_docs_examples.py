@@ -114,7 +114,7 @@ def _check_arguments(path: str, command: Any, words: list[str]) -> None:
         raise _WrongError(f"{path}: {error.format_message()}") from None
     if left:
         raise _WrongError(f"{path} takes no further argument {left[0]!r}")
-    missing = [each.name for each in command.params if each.required and values.get(each.name) in {None, ()}]
+    missing = [each.name for each in command.params if each.required and values.get(each.name) in (None, (), [])]
     if missing:
         raise _WrongError(f"{path} needs {', '.join(missing)}")
 

@@ -30,6 +30,6 @@ def new(
     if as_json:
         print_json({"private": str(private), "public": str(public), "fingerprint": mark})
         return
-    say(f"{private}  private, mode 0600: signs bundles; never copy it to a device or into a repository")
+    say(f"{private}  private, mode 0600: signs bundles or commands; never copy it to a device or into a repository")
     say(f"{public}  public: devices trust it with --trust")
     say(f"fingerprint {mark}")

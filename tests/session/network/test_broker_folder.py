@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
-import os
 import shutil
 import socket
 import ssl
@@ -32,91 +30,7 @@ from rig.deploy.broker.certificates import new_client as certify
 from rig.deploy.broker.passwords import matches, password_line
 from rig.deploy.broker.settings import Settings, configuration
 
-VARIABLES = ("USER", "PASSWORD", "PASSWORD_FILE", "CA_FILE", "CERT_FILE", "KEY_FILE")
 QUIET_S = 0.4
-
-
-def configured(out: Path, *arguments: str) -> dict[str, Any]:
-    """Run the command as a user does."""
-    command = [sys.executable, "-m", "rig.cli.main", "broker", "config", "--out", str(out), *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-class Broker:
-    """A real mosquitto started from a folder that the command wrote."""
-
-    def __init__(self, program: str, out: Path, free_port: Callable[[], int]) -> None:
-        self.out = out
-        self.device_port, self.rig_port = free_port(), free_port()
-        ports = ["--device-port", str(self.device_port), "--rig-port", str(self.rig_port)]
-        self.run_as = ["--run-as", "root"] if os.geteuid() == 0 else []
-        devices = ["--device", "kitchen", "--device", "hall", "--home-assistant"]
-        configured(out, *devices, *ports, *self.run_as, "--host", "localhost", "--host", "127.0.0.1")
-        self._program = program
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with (self.out / "log").open("ab") as log:
-            command = [self._program, "-c", str(self.out / "mosquitto.conf")]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline_s = time.monotonic() + 10
-        for port in (self.device_port, self.rig_port):
-            while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
-                assert self._process.poll() is None, self.log()
-                assert time.monotonic() < deadline_s, self.log()
-                time.sleep(0.02)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def reload(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(1)
-        time.sleep(0.3)
-
-    def log(self) -> str:
-        return (self.out / "log").read_text()
-
-    def folder(self, user: str) -> Path:
-        return self.out / (user if user in {"rig", "home-assistant"} else f"devices/{user}")
-
-    def url(self, user: str, host: str = "127.0.0.1") -> BrokerUrl:
-        port = self.rig_port if user == "rig" else self.device_port
-        return BrokerUrl(scheme="mqtts", host=host, port=port)
-
-
-@pytest.fixture(scope="module")
-def broker(mosquitto_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    def free() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
-
-    made = Broker(mosquitto_program, tmp_path_factory.mktemp("broker"), free)
-    made.start()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def credentials(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Takes the environment from a user's ``earshot.env``, as a service does; other values stand in for it."""
-
-    def take(user: str, **others: str | None) -> None:
-        for name in VARIABLES:
-            monkeypatch.delenv(f"EARSHOT_MQTT_{name}", raising=False)
-        lines = (broker.folder(user) / "earshot.env").read_text().split()
-        given = dict(line.partition("=")[::2] for line in lines)
-        given |= {f"EARSHOT_MQTT_{name}": value for name, value in others.items()}
-        for name, value in given.items():
-            if value is not None:
-                monkeypatch.setenv(name, value)
-
-    return take
 
 
 class Person:
@@ -158,7 +72,7 @@ class Person:
 
 
 @pytest.fixture
-def person(broker: Broker, credentials: Callable[..., None]) -> Iterator[Callable[..., Person]]:
+def person(broker: Any, credentials: Callable[..., None]) -> Iterator[Callable[..., Person]]:
     people: list[Person] = []
 
     def connect(user: str, client_id: str = "", subscribe: tuple[str, ...] = (), port: int | None = None) -> Person:
@@ -224,7 +138,7 @@ def test_no_device_ends_the_connection_of_another(
 
 
 def test_a_forged_will_is_not_published(
-    broker: Broker, person: Callable[..., Person], credentials: Callable[..., None]
+    broker: Any, person: Callable[..., Person], credentials: Callable[..., None]
 ) -> None:
     rig = person("rig", subscribe=("earshot/1/kitchen/state",))
     rig.heard.clear()
@@ -280,7 +194,7 @@ def pair_files(folder: Path, pair: Pair) -> dict[str, str]:
 
 
 def test_every_way_to_be_refused_is_one_line(
-    broker: Broker, credentials: Callable[..., None], tmp_path: Path, wait_until: Any
+    broker: Any, credentials: Callable[..., None], tmp_path: Path, wait_until: Any
 ) -> None:
     url, now = broker.url("kitchen"), dt.datetime.now(dt.UTC)
     foreign = new_authority(now)
@@ -317,7 +231,7 @@ def test_every_way_to_be_refused_is_one_line(
 
 
 def test_an_old_protocol_and_a_broker_without_tls_are_refused(
-    broker: Broker, credentials: Callable[..., None], mosquitto: Any, wait_until: Any
+    broker: Any, credentials: Callable[..., None], mosquitto: Any, wait_until: Any
 ) -> None:
     credentials("kitchen")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -332,7 +246,7 @@ def test_an_old_protocol_and_a_broker_without_tls_are_refused(
 
 
 def test_a_broker_whose_certificate_expired_is_named(
-    broker: Broker, credentials: Callable[..., None], tmp_path: Path, mosquitto_program: str, wait_until: Any
+    broker: Any, credentials: Callable[..., None], tmp_path: Path, mosquitto_program: str, wait_until: Any
 ) -> None:
     authority = Pair((broker.out / "authority/ca.crt").read_bytes(), (broker.out / "authority/ca.key").read_bytes())
     # The authority is younger than this certificate: only its end counts.
@@ -360,7 +274,7 @@ def test_a_broker_whose_certificate_expired_is_named(
     assert "the broker's certificate has expired" in said
 
 
-def test_files_that_cannot_be_used_are_named(broker: Broker, credentials: Callable[..., None], tmp_path: Path) -> None:
+def test_files_that_cannot_be_used_are_named(broker: Any, credentials: Callable[..., None], tmp_path: Path) -> None:
     url, own = broker.url("kitchen"), broker.folder("kitchen")
     loose = tmp_path / "loose.key"
     shutil.copy(own / "client.key", loose)
@@ -389,7 +303,7 @@ def test_files_that_cannot_be_used_are_named(broker: Broker, credentials: Callab
 
 
 def test_a_device_process_and_the_rig_meet_there(
-    broker: Broker, credentials: Callable[..., None], tiny_bundle: Any, tmp_path: Path
+    broker: Any, credentials: Callable[..., None], tiny_bundle: Any, tmp_path: Path
 ) -> None:
     import queue
 
@@ -424,7 +338,7 @@ def test_a_device_process_and_the_rig_meet_there(
 
 
 def test_a_removed_device_is_out_and_the_others_notice_nothing(
-    broker: Broker, person: Callable[..., Person], credentials: Callable[..., None], wait_until: Any
+    configured: Any, broker: Any, person: Callable[..., Person], credentials: Callable[..., None], wait_until: Any
 ) -> None:
     hall = person("hall")
     before = {name: (broker.folder(name) / "password").read_text() for name in ("rig", "hall", "kitchen")}
@@ -448,7 +362,7 @@ def test_a_removed_device_is_out_and_the_others_notice_nothing(
     assert hall.lost == 0
 
 
-def test_a_second_run_changes_nothing_and_a_dry_run_never_does(tmp_path: Path) -> None:
+def test_a_second_run_changes_nothing_and_a_dry_run_never_does(configured: Any, tmp_path: Path) -> None:
     out = tmp_path / "broker"
     planned = configured(out, "--device", "kitchen", "--dry-run")
     assert planned["changes"]

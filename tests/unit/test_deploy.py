@@ -125,7 +125,7 @@ def test_a_good_machine() -> None:
         ("python=3.11.2", "python=3.14.0", ("3.14.0",)),
         ("64 venv", "32 venv", ("32-bit", "Raspberry Pi OS 64-bit")),
         ("venv /usr ", "- /usr ", ("venv",)),
-        ("venv /usr /usr/bin", "venv /home/pi/.pyenv /usr/bin", ("home folders",)),
+        ("venv /usr /usr/bin", "venv /home/pi/.pyenv /usr/bin", ("home folders",)),  # of another machine
         ("machine=aarch64", "machine=riscv64", ("riscv64",)),
         ("glibc 2.36", "musl", ("glibc 2.28",)),
         ("glibc 2.36", "glibc 2.27", ("glibc 2.27", "2.28")),

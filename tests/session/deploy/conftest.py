@@ -157,7 +157,7 @@ class Machine:
 
     def path(self, path: str) -> None:
         """Set the PATH of logins."""
-        self.put("/root/.ssh/environment", f"PATH={path}\n".encode())
+        self.put("/root/.ssh/environment", f"PATH={path}\n".encode())  # of another machine
 
     @property
     def options(self) -> list[str]:
@@ -195,8 +195,8 @@ class Machine:
     def snapshot(self) -> list[str]:
         """What differs from this system, with mode, owner, size, time of change and target of a link."""
         script = (
-            "cd /srv/changes && find * -path srv -prune -o -path root/.ssh -prune -o -type d -printf '/%p %M %U:%G\\n'"
-            " -o -printf '/%p %M %U:%G %s %T@ %l\\n';"
+            "cd /srv/changes && find * -path srv -prune -o -path tmp -prune -o -path root/.ssh -prune -o -type d"
+            " -printf '/%p %M %U:%G\\n' -o -printf '/%p %M %U:%G %s %T@ %l\\n';"
             " find /var/tmp -mindepth 1"
         )
         return sorted(self.sh(script).stdout.splitlines())

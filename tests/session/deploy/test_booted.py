@@ -61,7 +61,14 @@ def test_the_service_starts_keeps_within_its_limits_and_comes_back(booted, earsh
     assert int(limits["CapEff"], 16) == int(limits["CapBnd"], 16) == 0
     assert "0" not in limits["Uid"].split()
     enter = f"nsenter --target {state['MainPID']} --mount --"
-    for place in ("/etc/earshot/x", "/opt/earshot/x", "/usr/x", "/var/lib/x", "/home/x", "/root/x"):
+    for place in (
+        "/etc/earshot/x",
+        "/opt/earshot/x",
+        "/usr/x",
+        "/var/lib/x",
+        "/home/x",
+        "/root/x",
+    ):  # of another machine
         assert booted.sh(f"{enter} touch {place}").returncode, place
     assert not booted.sh(f"{enter} sh -c 'touch /var/lib/earshot/x && rm /var/lib/earshot/x'").returncode
 
@@ -97,6 +104,33 @@ def test_a_new_version_replaces_the_old_one_and_a_broken_one_does_not(booted, ea
     mended = earshot(*install)
     assert mended.code == 0, mended.errors
     assert booted.sh("cd /opt/earshot && ls -d venv-*").stdout.split() == [second.strip()]
+
+
+def test_a_second_device_beside_it_takes_an_update_within_its_limits(
+    booted, earshot, install, broker, keys, make_bundle, tmp_path
+) -> None:
+    """The worker of an update runs under the unit's limits, too; the first device is left alone."""
+    earshot(*install)
+    before = shown(booted, "MainPID")["MainPID"]
+    old = make_bundle(tmp_path, bits=8, version=1).rename(tmp_path / "old.earshot")
+    new = make_bundle(tmp_path, bits=8, version=2)
+    office = ["--name", "office", "--bundle", old, "--trust", keys.public]
+    added = earshot(*install, *office)
+    assert added.code in {0, 3}, added.errors
+    titles = {step["title"]: step["status"] for step in added.report["steps"]}
+    assert titles["service account"] == "already"
+    assert shown(booted, "MainPID")["MainPID"] == before
+    updated = earshot(
+        *("update", "office", new, "--broker", broker, "--operator", keys.private, "--serve", "127.0.0.1", "--json")
+    )
+    assert updated.code == 0, (updated.output, updated.errors)
+    pointer = json.loads(booted.sh("cat /var/lib/earshot/office/slots/pointer.json").stdout)
+    assert pointer["active"] == "b", pointer
+    active = booted.sh("systemctl show --property=ActiveState --property=NRestarts earshot-device@office").stdout
+    assert set(active.split()) == {"ActiveState=active", "NRestarts=0"}
+    one = earshot("uninstall", "root@127.0.0.1", *booted.options, "--json", "--purge", "--name", "office")
+    assert one.code == 0, one.errors
+    assert shown(booted, "MainPID")["MainPID"] == before
 
 
 def test_uninstall_stops_and_purge_forgets(booted, earshot, install) -> None:

@@ -34,6 +34,7 @@ act() {
   if [ "$4" = purge ]; then
     rm -rf -- "$root/var/lib/earshot"
     if grep -q "^$2:" "$root/etc/passwd"; then userdel ${root:+--prefix "$root"} "$2"; fi
+    if grep -q "^$2:" "$root/etc/group"; then groupdel ${root:+--prefix "$root"} "$2"; fi
   fi
 }
 devices() {

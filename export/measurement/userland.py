@@ -238,7 +238,9 @@ def _install_wheels(made: Userland, wheels: Sequence[str], progress: Progress) -
 
 def _try_out(made: Userland, progress: Progress) -> None:
     """Import what a device imports; on the way, Python keeps its compiled form, which saves seconds in every run."""
-    code = "import nacl.signing, numpy, onnxruntime, paho.mqtt.client, platform, pydantic, soundfile, soxr, sqlite3, ssl; "
+    code = (
+        "import nacl.signing, numpy, onnxruntime, paho.mqtt.client, platform, pydantic, soundfile, soxr, sqlite3, ssl; "
+    )
     code += "assert platform.machine() == 'aarch64'"
     command = made.command(["-c", code])
     _run(command, made.folder, "first start", _START_MB, progress, environment=made.environment())

@@ -283,9 +283,9 @@ def run_torment(
     assert not receiver.failures, receiver.failures
     total = check_nothing_is_lost(agents, tmp_path / "followed.sqlite", at_least=kills * 5)
     print(
-        f"\n{total} predictions of {len(DEVICES)} devices in {time.monotonic() - began_s:.0f} s, 0 lost,"
-        f" 0 counted twice, {receiver.duplicates} duplicates dropped: broker killed {done['kill']} times, receiver away {done['away']},"
-        f" link cut {done['cut']}, 20 % loss {done['loss']} times"
+        f"\n{total} predictions of {len(DEVICES)} devices in {time.monotonic() - began_s:.0f} s,"
+        f" 0 lost, 0 counted twice, {receiver.duplicates} duplicates dropped: broker killed {done['kill']} times,"
+        f" receiver away {done['away']}, link cut {done['cut']}, 20 % loss {done['loss']} times"
     )
 
 

@@ -1,0 +1,49 @@
+"""A bounded store of equally long rows; the least recently used give way."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class RowStore:
+    """Which slot of a table holds what; the table itself belongs to the caller.
+
+    A claimed slot keeps its content until a later claim needs the place; one claim never takes the place of another
+    key of the same claim.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._slots: OrderedDict[int, int] = OrderedDict()
+
+    def claim(self, keys: Sequence[int]) -> tuple[NDArray[np.int64], list[int]]:
+        """Slots for different keys, and the positions of those keys whose rows must be filled first.
+
+        Raises:
+            ValueError: more keys than slots.
+        """
+        if len(keys) > self.capacity:
+            raise ValueError(f"{len(keys)} rows at once, the store has {self.capacity}")
+        missing: list[int] = []
+        for position, key in enumerate(keys):
+            if key in self._slots:
+                self._slots.move_to_end(key)
+            else:
+                missing.append(position)
+        free = len(self._slots)
+        for position in missing:
+            if free < self.capacity:
+                slot, free = free, free + 1
+            else:
+                # All known keys of this claim stand behind the oldest others, so that this is none of them.
+                _, slot = self._slots.popitem(last=False)
+            self._slots[keys[position]] = slot
+        return np.fromiter((self._slots[key] for key in keys), np.int64, len(keys)), missing
+
+    def forget(self) -> None:
+        """Nothing is held any more; for when filling claimed slots failed."""
+        self._slots.clear()

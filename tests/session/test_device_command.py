@@ -65,7 +65,7 @@ def test_wrong_input_is_one_line_and_its_code(tiny_bundle: Any, tmp_path: Path) 
         ("--threads", "0", 2, "--threads 0"),
         ("--threads", "many", 2, "--threads"),
         ("--hop", "1", 2, "--hop 1.0: input should be greater than or equal to 10"),
-        ("--release", "0.9", 2, "not below the threshold of 0.8"),
+        ("--release", "0.9", 2, "--release: 0.9 is not below the threshold"),
         ("--operator", str(tmp_path / "absent.pub"), 2, "absent.pub"),
         ("--connect-timeout", "-1", 2, "--connect-timeout"),
         ("--state-dir", str(tmp_path / "file"), 4, "--state-dir"),

@@ -29,7 +29,7 @@ from edge.agent.trials import Heard, Trials
 from edge.agent.trigger import ListeningSettings
 from edge.agent.updates import NoUpdates, Updates
 from edge.agent.vitality import Vitality
-from edge.bridges.home_assistant import discovery
+from edge.bridges.home_assistant import announcements
 from edge.errors import UnavailableError
 from edge.health.sampler import HealthSampler
 from edge.messages import Acknowledge, Clock, Listen, Reply
@@ -42,6 +42,7 @@ from edge.sound.streams import Stream, Streams
 log = logging.getLogger(__name__)
 
 OUTBOX_FILE = "outbox.sqlite"
+HOME_ASSISTANT_FILE = "home-assistant"
 _TICK_S = 0.25
 # Windows that are ready together share one commit; more would make the first of them wait.
 _GROUP = 8
@@ -65,7 +66,7 @@ class Device:
         operators: keys whose commands are obeyed; without any, no command is.
         listening: how to listen without being asked; None listens only on command.
         updates: exchanges bundles and keys; None refuses to.
-        home_assistant: topic prefix of Home Assistant's discovery; None keeps out of its way.
+        home_assistant: topic prefix of Home Assistant's discovery; None takes the device away where it was before.
         publish_noise_seed: tell with every prediction of a stochastic ensemble what its noise was drawn from.
 
     Raises:
@@ -146,11 +147,13 @@ class Device:
             )
         hop_samples = None if listening is None else listening.hop_samples(manifest.rate_hz)
         self._vitality = Vitality(streams, self._predictor, hop_samples=hop_samples)
-        self._discovery = None
-        if home_assistant is not None:
-            self._discovery = discovery(
-                name, bundle_name=manifest.name, bundle_version=manifest.version, prefix=home_assistant
-            )
+        self._announcements = announcements(
+            state_dir / HOME_ASSISTANT_FILE,
+            name,
+            prefix=home_assistant,
+            bundle_name=manifest.name,
+            bundle_version=manifest.version,
+        )
         self._observed_s = self._fed_s = self._reported_s = 0.0
         self._reported_stream: Stream | None = None
 
@@ -288,8 +291,8 @@ class Device:
         return f"{broker}; {sound}"
 
     def _report(self, *, anew: bool) -> None:
-        if anew and self._discovery is not None:
-            self._link.publish_at(*self._discovery, retain=True)
+        for whole_topic, payload in self._announcements if anew else ():
+            self._link.publish_at(whole_topic, payload, retain=True)
         self._reports.tell_updates(anew=anew)
         if not self._link.connected:
             return

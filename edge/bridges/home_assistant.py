@@ -6,12 +6,14 @@ One message per device, in the form that Home Assistant 2024.12 and newer read
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import edge
+from edge import files
 from edge.errors import UsageError
 from edge.messages import topic
 
@@ -20,8 +22,6 @@ _PREFIX_PATTERN = r"[A-Za-z0-9_-]{1,64}(/[A-Za-z0-9_-]{1,64}){0,3}"
 # Health comes every 10 s and a level every second: what stays away this long is unknown, not unchanged.
 _HEALTH_EXPIRES_S = 60
 _LEVEL_EXPIRES_S = 30
-
-Publish = Callable[[str, bytes], None]
 
 
 def config_topic(device: str, prefix: str = DEFAULT_PREFIX) -> str:
@@ -67,12 +67,40 @@ def removal(device: str, *, prefix: str = DEFAULT_PREFIX) -> tuple[str, bytes]:
     return config_topic(device, prefix), b""
 
 
-def announce(publish: Publish, device: str, *, wanted: bool, bundle_name: str = "", bundle_version: int = 0) -> None:
-    """Publish discovery where it is wanted, and its removal where it is not; ``publish`` retains."""
-    if wanted:
-        publish(*discovery(device, bundle_name=bundle_name, bundle_version=bundle_version))
-    else:
-        publish(*removal(device))
+def announcements(
+    memory: Path, device: str, *, prefix: str | None, bundle_name: str = "", bundle_version: int = 0
+) -> list[tuple[str, bytes]]:
+    """What to publish retained after every connection: discovery where it is wanted, removal where it was before.
+
+    Args:
+        memory: a file that remembers every prefix under which this device was ever announced.
+        device: its name in topics.
+        prefix: where Home Assistant looks; None takes the device away from there.
+        bundle_name: what it runs.
+        bundle_version: shown with it.
+
+    Raises:
+        UsageError: the prefix cannot stand in a topic.
+    """
+    wanted = (
+        []
+        if prefix is None
+        else [discovery(device, bundle_name=bundle_name, bundle_version=bundle_version, prefix=prefix)]
+    )
+    before = _remembered(memory)
+    if prefix is not None and prefix not in before:
+        # Where nothing can be written there is nothing to remember either.
+        with contextlib.suppress(OSError):
+            files.write(memory, "".join(f"{each}\n" for each in [*before, prefix]).encode())
+    return [removal(device, prefix=each) for each in before if each != prefix] + wanted
+
+
+def _remembered(memory: Path) -> list[str]:
+    try:
+        lines = memory.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [line for line in lines if re.fullmatch(_PREFIX_PATTERN, line)]
 
 
 def _object_id(device: str) -> str:

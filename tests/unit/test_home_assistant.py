@@ -1,11 +1,12 @@
 """What Home Assistant is told about a device, with its templates rendered by the engine that it uses itself."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from edge.bridges.home_assistant import announce, config_topic, discovery, removal
+from edge.bridges.home_assistant import announcements, config_topic, discovery, removal
 from edge.errors import UsageError
 from edge.messages import Health, Level, Prediction, State
 
@@ -109,9 +110,18 @@ def test_level_temperature_and_outbox_are_read_from_our_messages() -> None:
     assert rendered(told["outbox"]["value_template"], health) == "7"
 
 
-def test_it_is_taken_away_with_an_empty_message() -> None:
-    said: list[tuple[str, bytes]] = []
-    announce(lambda topic, payload: said.append((topic, payload)), "kitchen", wanted=True)
-    announce(lambda topic, payload: said.append((topic, payload)), "kitchen", wanted=False)
-    assert said[0] == discovery("kitchen")
-    assert said[1] == removal("kitchen") == (said[0][0], b"")
+def test_it_is_taken_away_where_it_is_no_longer_wanted(tmp_path: Path) -> None:
+    memory = tmp_path / "home-assistant"
+    assert announcements(memory, "kitchen", prefix=None) == []
+    assert not memory.exists()
+    assert announcements(memory, "kitchen", prefix="homeassistant") == [discovery("kitchen")]
+    assert announcements(memory, "kitchen", prefix="homeassistant") == [discovery("kitchen")]
+    assert announcements(memory, "kitchen", prefix="other") == [
+        removal("kitchen"),
+        discovery("kitchen", prefix="other"),
+    ]
+    gone = announcements(memory, "kitchen", prefix=None)
+    assert gone == [removal("kitchen"), removal("kitchen", prefix="other")]
+    assert {payload for _, payload in gone} == {b""}
+    memory.write_bytes(b"home/#\n\xff")
+    assert announcements(memory, "kitchen", prefix=None) == []

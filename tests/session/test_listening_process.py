@@ -23,8 +23,8 @@ from edge.sound.audio_stream import AudioHeader
 
 ROOT = Path(__file__).resolve().parents[2]
 RATE_HZ, WINDOW, HOP = 16_000, 320, 160
-# A word, every so many hops.
-EVERY, STANDS = 1000, 20
+# A word stands for so many hops.
+STANDS = 20
 
 
 class Follower:
@@ -95,11 +95,11 @@ def _resident_kib(process: subprocess.Popen[bytes]) -> int:
 class Player:
     """A rig that plays so many hops at once; TCP holds it back."""
 
-    def __init__(self, hops: int, wait_for: Callable[[], bool]) -> None:
+    def __init__(self, hops: int, every: int, wait_for: Callable[[], bool]) -> None:
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.settimeout(30)
         self.problem: OSError | None = None
-        self._hops = hops
+        self._hops, self._every = hops, every
         self._wait_for = wait_for
         self._thread = threading.Thread(target=self._play, daemon=True)
         self._thread.start()
@@ -110,7 +110,7 @@ class Player:
 
     def _play(self) -> None:
         rng = np.random.default_rng(0)
-        period = rng.integers(-300, 300, EVERY * HOP).astype("<i2")
+        period = rng.integers(-300, 300, self._every * HOP).astype("<i2")
         period[-STANDS * HOP :] = rng.integers(-32_768, 32_767, STANDS * HOP)
         try:
             connection, _ = self.server.accept()
@@ -132,8 +132,10 @@ class Player:
 def test_every_hop_is_heard_in_flat_memory(
     hops: int, start: Any, follower: Follower, mosquitto: Any, wait_until: Callable[..., None]
 ) -> None:
+    # Nobody acknowledges here, and what is kept takes memory of its own, up to the outbox's bound: a few words suffice.
+    every = max(1000, hops // 50)
     connected = threading.Event()
-    player = Player(hops, connected.is_set)
+    player = Player(hops, every, connected.is_set)
     process, log = start(
         player.microphone,
         "--hop",
@@ -164,14 +166,16 @@ def test_every_hop_is_heard_in_flat_memory(
     assert follower.count + len(words) == hops
     last = parse(Prediction, follower.last)
     assert max(last.seq, *words) == hops - 1
-    # One word in a thousand hops, and each of them fires once, a few hops after its begin.
-    assert [each.seq // EVERY for each in words.values()] == list(range(hops // EVERY))
+    # Each word fires once, a few hops after its begin.
+    assert [each.seq // every for each in words.values()] == list(range(hops // every))
     assert {each.trigger for each in words.values()} == {"loud"}
-    assert all(0 <= each.seq % EVERY - (EVERY - STANDS) <= 5 for each in words.values())
-    settled = [kib for count, kib in resident_kib if count >= hops // 10]
+    assert all(0 <= each.seq % every - (every - STANDS) <= 5 for each in words.values())
+    # Memory that is taken once is taken: streams have wrapped, the broker's client has had its longest queue.
+    warm = max(10_000, hops // 10)
+    settled = [kib for count, kib in resident_kib if count >= warm]
     growth_kib = max(settled) - settled[0]
     print(
-        f"\n{hops} hops in {took_s:.1f} s ({hops / took_s:.0f} a second): {settled[0]} KiB after the first tenth, "
+        f"\n{hops} hops in {took_s:.1f} s ({hops / took_s:.0f} a second): {settled[0]} KiB after {warm} hops, "
         f"{max(settled)} KiB at most after it, {settled[-1]} KiB at the end"
     )
     assert growth_kib <= 2048, json.dumps(resident_kib[:: max(1, len(resident_kib) // 50)])

@@ -168,8 +168,8 @@ class Follower:
                 events = self._step()
         finally:
             self._writer.close()
-        self._note_stored()
-        self._acknowledger.send(math.inf)
+            self._note_stored()
+            self._acknowledger.send(math.inf)
 
     def _step(self) -> int:
         """Take what has come, waiting 50 ms for it at most; returns how many events there were."""

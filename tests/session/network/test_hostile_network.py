@@ -6,6 +6,7 @@ network namespace of their own, so that their link can be cut and made to lose p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import random
@@ -23,6 +24,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from edge.errors import UnavailableError
 from edge.messages import Prediction, parse
 from rig.devices.collection import Collection
 from rig.devices.events import Event
@@ -163,16 +165,22 @@ class Receiver:
             assert not self._thread.is_alive()
 
     def _follow(self) -> None:
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         try:
-            link = Link(self._broker.url("rig"), DEVICES, events, operator=self._operator, reports=("prediction",))
-            with link, Collection(self._path) as collection:
-                follower = Follower(link, events, collection)
-                follower.run(self._stop)
-                self.duplicates += follower.duplicates
+            while not self._stop.is_set():
+                # The broker may be killed in the moment of the first connection: then the rig is started again.
+                with contextlib.suppress(UnavailableError):
+                    self._follow_once()
         except BaseException as error:
             self.failures.append(error)
             raise
+
+    def _follow_once(self) -> None:
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        link = Link(self._broker.url("rig"), DEVICES, events, operator=self._operator, reports=("prediction",))
+        with link, Collection(self._path) as collection:
+            follower = Follower(link, events, collection)
+            follower.run(self._stop)
+            self.duplicates += follower.duplicates
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ _POLL_S = 0.25
 Change = Update | Rollback
 Result = Literal["confirmed", "running", "current", "done", "refused", "failed", "reverted", "silent"]
 GOOD: frozenset[Result] = frozenset({"confirmed", "running", "current", "done"})
+_AT_WORK = frozenset({"downloading", "verifying", "testing"})
 _END_OF_STAGE: dict[str, Result] = {"confirmed": "confirmed", "failed": "failed", "reverted": "reverted"}
 
 
@@ -141,8 +142,11 @@ class _Course:
             self.accepted = said.ok
             if not said.ok:
                 self.end("refused", said.detail)
-        # What the device tells before it has answered is about an earlier bundle.
-        if not isinstance(said, UpdateStatus) or not self.accepted or said.bundle_sha256 != self.goal:
+        if not isinstance(said, UpdateStatus) or said.bundle_sha256 != self.goal:
+            return
+        # An answer may be lost; who works on it has taken it. How it ended, said before, is about an earlier time.
+        self.accepted = self.accepted or said.stage in _AT_WORK
+        if not self.accepted:
             return
         self.status = said
         if said.total_bytes:

@@ -13,10 +13,10 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import re
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,18 +111,12 @@ def gather(platform: Platform, *, offline: bool, progress: Progress = silent) ->
     key = hashlib.sha256(json.dumps([*wanted, *platform.pip_options()]).encode()).hexdigest()[:16]
     folder = cache_folder() / "device-wheels" / key
     folder.mkdir(parents=True, exist_ok=True)
-    total = 4
-    progress(0, total, "packing our wheel")
     name, content = pack()
-    progress(1, total, "choosing wheels")
-    locked = _locked(folder / "lock.json", wanted, platform)
-    progress(2, total, "downloading pip's own wheel")
+    locked = _locked(folder / "lock.json", wanted, platform, progress)
     pip = next(wheel for wheel in locked if canonicalize_name(wheel.name) == "pip")
     rest = [wheel for wheel in locked if wheel is not pip]
-    pip_file = _downloaded(folder, [pip], platform)[0]
-    progress(3, total, "downloading wheels" if offline else "")
-    downloaded = _downloaded(folder, rest, platform) if offline else []
-    progress(4, total)
+    pip_file = _downloaded(folder, [pip], platform, silent)[0]
+    downloaded = _downloaded(folder, rest, platform, progress) if offline else []
     version = importlib.metadata.version(DISTRIBUTION)
     own = Wheel(name=DISTRIBUTION, version=version, sha256=hashlib.sha256(content).hexdigest())
     wheels = (own, *rest)
@@ -189,7 +183,7 @@ def _requirements() -> tuple[str, ...]:
     return tuple(pinned)
 
 
-def _locked(path: Path, wanted: Sequence[str], platform: Platform) -> tuple[Wheel, ...]:
+def _locked(path: Path, wanted: Sequence[str], platform: Platform, progress: Progress) -> tuple[Wheel, ...]:
     try:
         return _Lock.model_validate_json(path.read_bytes()).wheels
     except (OSError, ValidationError):
@@ -197,7 +191,7 @@ def _locked(path: Path, wanted: Sequence[str], platform: Platform) -> tuple[Whee
     with tempfile.TemporaryDirectory(prefix="earshot-") as name:
         report = Path(name) / "report.json"
         options = ["install", "--dry-run", "--ignore-installed", "--no-deps", "--report", str(report), "--target", name]
-        _pip([*options, *platform.pip_options(), *wanted])
+        _pip([*options, *platform.pip_options(), *wanted], len(wanted), progress)
         try:
             chosen = tuple(
                 Wheel(
@@ -214,7 +208,7 @@ def _locked(path: Path, wanted: Sequence[str], platform: Platform) -> tuple[Whee
     return chosen
 
 
-def _downloaded(folder: Path, wheels: Sequence[Wheel], platform: Platform) -> list[Path]:
+def _downloaded(folder: Path, wheels: Sequence[Wheel], platform: Platform, progress: Progress) -> list[Path]:
     """The files of ``wheels`` in ``folder``, downloaded if they are not there."""
     by_hash = {_sha256(path): path for path in folder.glob("*.whl")}
     missing = [wheel for wheel in wheels if wheel.sha256 not in by_hash]
@@ -223,7 +217,7 @@ def _downloaded(folder: Path, wheels: Sequence[Wheel], platform: Platform) -> li
             requirements = Path(name) / "requirements.txt"
             requirements.write_text("".join(f"{wheel.line}\n" for wheel in missing), encoding="utf-8")
             options = ["download", "--no-deps", "--require-hashes", "--dest", name, "--progress-bar", "off"]
-            _pip([*options, *platform.pip_options(), "-r", str(requirements)])
+            _pip([*options, *platform.pip_options(), "-r", str(requirements)], len(missing), progress)
             for path in Path(name).glob("*.whl"):
                 kept = folder / path.name
                 files.write(kept, path.read_bytes())
@@ -231,16 +225,26 @@ def _downloaded(folder: Path, wheels: Sequence[Wheel], platform: Platform) -> li
     return [by_hash[wheel.sha256] for wheel in wheels]
 
 
-def _pip(arguments: Sequence[str]) -> None:
-    command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "--quiet", *arguments]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise UnavailableError("pip does not end: is the package index reachable?") from None
-    if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        reason = re.sub(r"^ERROR: ", "", errors[-1] if errors else result.stderr.strip()[-200:] or "no reason given")
-        raise UnavailableError(f"pip cannot get the wheels: {reason}")
+def _pip(arguments: Sequence[str], count: int = 0, progress: Progress = silent) -> None:
+    """Run pip; ``progress`` is told which of ``count`` wheels it is at."""
+    command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments]
+    lines: list[str] = []
+    at = 0
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as pip:
+        timer = threading.Timer(_PIP_TIMEOUT_S, pip.kill)
+        timer.start()
+        for line in pip.stdout or ():
+            lines.append(line.strip())
+            if count and line.startswith("Collecting "):
+                at += 1
+                progress(min(at, count), count + 1, line.split()[1][:60])
+        timer.cancel()
+    if pip.returncode:
+        told = [line for line in lines if line.startswith("ERROR")] or [line for line in lines if line] or ["no reason"]
+        reason = told[-1].removeprefix("ERROR: ")
+        raise UnavailableError(f"pip cannot get the wheels: {reason[:300]}: is the package index reachable?")
 
 
 def _sha256(path: Path) -> str:

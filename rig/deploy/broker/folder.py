@@ -16,7 +16,7 @@ from rig.deploy.broker import access, changes
 from rig.deploy.broker.certificates import Pair, is_current, new_authority, new_client, new_server
 from rig.deploy.broker.changes import SECRET, Change
 from rig.deploy.broker.passwords import matches, new_password, password_line
-from rig.deploy.broker.settings import Settings, configuration, read_me
+from rig.deploy.broker.settings import Settings, configuration, read_me, station
 
 SETTINGS_FILE = "earshot-broker.json"
 MAX_DEVICES = 100_000
@@ -103,6 +103,9 @@ def plan(
     done.append(changes.folder(out / "data", owner=owner))
 
     rig = _client(made, out / "rig", access.RIG_USER, authority, now=now, path=settings.path / "rig")
+    if not (out / "rig/station.toml").exists():
+        # Afterwards it is the user's: it says which key signs.
+        done.append(changes.file(out / "rig/station.toml", station(settings).encode()))
     done.append(changes.folder(out / "devices"))
     users = {
         name: _client(made, out / "devices" / name, name, authority, now=now, path=settings.path / "devices" / name)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge.errors import UsageError
 from edge.messages import MAX_PAYLOAD_BYTES
+from rig.deploy.broker.access import RIG_USER
 from rig.deploy.broker.certificates import check_host, is_host
 
 DEVICE_PORT = 8883
@@ -110,6 +111,18 @@ tls_version tlsv1.2
 """
 
 
+def station(settings: Settings) -> str:
+    """The text of the rig's ``station.toml``; the operator's key is added by hand."""
+    return f"""\
+broker = "mqtts://{RIG_USER}@{settings.hosts[0]}:{settings.rig_port}"
+ca_file = "ca.crt"
+password_file = "password"
+certificate_file = "client.crt"
+key_file = "client.key"
+# operator = "../../operator.pem"    # signs commands; earshot keys new
+"""
+
+
 def read_me(settings: Settings) -> str:
     """The text of ``README.md``."""
     path, host = settings.path, settings.hosts[0]
@@ -135,14 +148,16 @@ To start it with the machine, let mosquitto's service read this file instead of 
 | `rig/` | certificate, key and password of the rig | the workstation |
 | `devices/NAME/` | certificate, key and password of one device | that device alone |
 
-The rig (port {settings.rig_port}):
+The rig (port {settings.rig_port}) is told where its files are by a station file; `rig/earshot.env` says the same as
+environment variables:
 
-    set -a; . {path}/rig/earshot.env; set +a
-    earshot device list --broker mqtts://{host}:{settings.rig_port}
+    earshot device list --station {path}/rig/station.toml
 
-A device (port {settings.device_port}) needs its folder and, in its environment, what stands in its `earshot.env`:
+A device (port {settings.device_port}) gets its folder's files when it is installed:
 
-    earshot-device run --broker mqtts://{host}:{settings.device_port} --name NAME ...
+    cd {path}/devices/NAME
+    earshot device install USER@MACHINE --name NAME --broker mqtts://NAME@{host}:{settings.device_port} \\
+        --ca ca.crt --cert client.crt --key client.key --password-file password ...
 
 Add a device, or renew what expires within 60 days: run `earshot broker config --out {path} --device NAME` again, then
 `systemctl reload mosquitto` (or send it SIGHUP). A new certificate of the broker itself needs a restart.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import shutil
 import socket
 import ssl
@@ -30,6 +31,7 @@ from rig.deploy.broker.certificates import new_client as certify
 from rig.deploy.broker.passwords import matches, password_line
 from rig.deploy.broker.settings import Settings, configuration
 
+VARIABLES = ("USER", "PASSWORD", "PASSWORD_FILE", "CA_FILE", "CERT_FILE", "KEY_FILE")
 QUIET_S = 0.4
 
 
@@ -335,6 +337,23 @@ def test_a_device_process_and_the_rig_meet_there(
     finally:
         device.terminate()
         assert device.wait(10) == 0, (tmp_path / "log").read_text()
+
+
+def test_the_station_file_lets_the_rig_in(broker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(f"EARSHOT_MQTT_{name}", raising=False)
+    command = [
+        sys.executable,
+        "-m",
+        "rig.cli.main",
+        "device",
+        "list",
+        "--station",
+        str(broker.out / "rig/station.toml"),
+    ]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "devices" in json.loads(done.stdout)
 
 
 def test_a_removed_device_is_out_and_the_others_notice_nothing(

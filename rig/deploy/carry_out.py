@@ -86,7 +86,7 @@ def _act(remote: Remote, step: Step, progress: Progress) -> Result:
         nonlocal packages
         if step.lines and text.startswith(_COUNTED):
             packages += 1
-            progress(min(packages, step.lines), step.lines + 1, text.split()[1][:60])
+            progress(min(packages, step.lines), step.lines + 1, text.split()[1].rpartition("/")[2][:60])
 
     if not step.upload:
         return remote.run(step.act, timeout_s=step.timeout_s, line=line)

@@ -237,9 +237,9 @@ def _pip(arguments: Sequence[str], count: int = 0, progress: Progress = silent) 
         timer.start()
         for line in pip.stdout or ():
             lines.append(line.strip())
-            if count and line.startswith("Collecting "):
+            if count and line.startswith(("Collecting ", "Processing ")):
                 at += 1
-                progress(min(at, count), count + 1, line.split()[1][:60])
+                progress(min(at, count), count + 1, line.split()[1].rpartition("/")[2][:60])
         timer.cancel()
     if pip.returncode:
         told = [line for line in lines if line.startswith("ERROR")] or [line for line in lines if line] or ["no reason"]

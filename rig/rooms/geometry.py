@@ -45,10 +45,7 @@ def wall_distance_m(space: Space, position_m: tuple[float, float, float]) -> flo
         return min(min(value, size - value) for value, size in zip(position_m, space.size_m, strict=True))
     corners = _corners(space)
     level_m = min(z, _height_m(space) - z)
-    sides = min(
-        _distance_to_side_m(x, y, *one, *other)
-        for one, other in zip(corners, np.roll(corners, -1, axis=0), strict=True)
-    )
+    sides = min(_distance_to_side_m(np.array([x, y]), corners[i - 1], corners[i]) for i in range(len(corners)))
     return min(level_m, sides if _is_inside(x, y, corners) else -sides)
 
 

@@ -82,8 +82,8 @@ class TracedRoom:
         room.set_sound_speed(space.air.speed_mps)
         for source in self._sources:
             room.add_source(list(source.position_m), directivity=_pattern(source.directivity))
-        positions = np.array([device.position_m for device in self._devices]).T
-        room.add_microphone_array(positions, directivity=[_pattern(device.directivity) for device in self._devices])
+        for device in self._devices:
+            room.add_microphone(list(device.position_m), directivity=_pattern(device.directivity))
         self._room = room
 
     def mirror(self) -> None:

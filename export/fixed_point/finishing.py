@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float32]
 _SEED = 20_250_103
 _BATCH, _WARM_UP, _GRADIENT_CLIP, _TEMPERATURE = 64, 20, 5.0, 2.0
 # The learning rate of a weight, as a share of the root mean square of all weights of its tensor, or of the least.
-_LEARNING_RATE, _LEAST = 0.01, 0.02
+_LEARNING_RATE, _LEAST = 0.004, 0.02
 # Louder or quieter by up to this, and earlier or later by up to this part of the window: calibration clips are few.
 _GAIN_DB, _SHIFT = 6.0, 0.1
 

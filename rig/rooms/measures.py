@@ -81,9 +81,19 @@ def decay_time_s(response: _Signal, rate_hz: int, range_db: float = 30.0) -> flo
     return _fit_s(decay_db(response), rate_hz, HEADROOM_DB, range_db)
 
 
+def direct_amplitude(response: _Signal, rate_hz: int, onset_sample: float) -> float:
+    """Amplitude of the direct sound: the root of its energy; 1 / distance in a simulated room without directivity.
+
+    By this, levels are set that a measured room knows only relative to others (reflections within 2.5 ms count too).
+    """
+    first, last = (round(onset_sample + side * DIRECT_S * rate_hz) for side in (-1, 1))
+    direct = response[max(first, 0) : last + 1].astype(np.float64)
+    return float(np.sqrt(np.square(direct).sum()))
+
+
 def critical_distance_m(volume_m3: float, rt60_s: float, directivity_factor: float = 1.0) -> float:
     """Where direct and reverberant sound are equally strong: 0.057 sqrt(Q V / RT60), for a diffuse field."""
-    # 0.1 sqrt(Q V / (pi RT60)); exact constant from Sabine's 24 ln(10) / c at 343 m/s.
+    # Sabine's absorption area, 0.161 V / RT60, with its constant 24 ln(10) / c at 343 m/s.
     absorption_m2 = 24 * math.log(10) / 343.0 * volume_m3 / rt60_s
     return math.sqrt(directivity_factor * absorption_m2 / (16 * math.pi))
 

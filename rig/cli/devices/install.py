@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ from edge.errors import ThresholdError
 from rig.cli.console import print_json, progress, say
 
 if TYPE_CHECKING:
+    from firmware_models.progress import Progress
     from rig.deploy.install import AskPassword, Report
 
 app = typer.Typer(add_completion=False)
@@ -78,7 +81,7 @@ def install(
         password_file=password_file,
         settings=settings,
     )
-    with progress(f"installing {name}", enabled=not as_json) as report_progress:
+    with _progress(f"installing {name}", enabled=not as_json) as report_progress:
         report = carry_out(
             target,
             wanted,
@@ -111,7 +114,7 @@ def uninstall(
     from rig.deploy.target import Target
 
     target = Target.parse(machine, port=port, identity=identity, config=ssh_config)
-    with progress("uninstalling", enabled=not as_json) as report_progress:
+    with _progress("uninstalling", enabled=not as_json) as report_progress:
         report = carry_out(
             target,
             name=name,
@@ -122,6 +125,20 @@ def uninstall(
             progress=report_progress,
         )
     _tell(report, as_json=as_json)
+
+
+@contextmanager
+def _progress(title: str, *, enabled: bool) -> Iterator[Progress]:
+    """Draws nothing before there is progress: until then ssh and sudo may ask for passwords on the same lines."""
+    with ExitStack() as stack:
+        drawn: list[Progress] = []
+
+        def report(done: int, total: int, note: str = "") -> None:
+            if not drawn:
+                drawn.append(stack.enter_context(progress(title, enabled=enabled)))
+            drawn[0](done, total, note)
+
+        yield report
 
 
 def _ask_password() -> AskPassword:

@@ -23,6 +23,7 @@ import soundfile
 import edge
 from firmware_models import zoo
 from rig.cli.main import main
+from rig.deploy.target import Target
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OVERLAY = """
@@ -163,6 +164,11 @@ class Machine:
     def options(self) -> list[str]:
         config, identity = self._folder / "ssh_config", self._folder / "login"
         return ["--ssh-config", str(config), "--identity", str(identity), "--port", str(self.port)]
+
+    def target(self, user: str) -> Target:
+        """For the library's own calls."""
+        config, identity = self._folder / "ssh_config", self._folder / "login"
+        return Target.parse(f"{user}@127.0.0.1", port=self.port, identity=identity, config=config)
 
     def words(self) -> list[str]:
         """The start of a command line of ssh; one connection serves all."""

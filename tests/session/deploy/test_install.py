@@ -68,6 +68,38 @@ def test_what_cannot_be_reached_is_told_in_one_line(machine, earshot, wanted, fr
     staged.refused(2, "--root /srv", "etc/passwd")
 
 
+def test_a_login_without_root_goes_through_sudo(machine, earshot, wanted) -> None:
+    from edge.errors import UnavailableError
+    from rig.deploy.install import install
+    from rig.deploy.settings import check
+    from rig.deploy.ssh import connected
+
+    if machine.sh("command -v sudo").returncode:
+        pytest.skip("sudo is missing: apt-get install sudo")
+    machine.sh("useradd -m -s /bin/sh pi; echo pi:raspberry | chpasswd")
+    dry = ["install", "pi@127.0.0.1", *machine.options, *wanted, "--broker", "mqtt://u@h", "--no-start", "--dry-run"]
+    machine.put("/etc/sudoers.d/pi", b"pi ALL=(ALL) ALL\n", "440")
+    earshot(*dry).refused(4, "sudo asks for a password", "root@127.0.0.1")
+
+    target = machine.target("pi")
+    name, key = zoo.bundle("lms-int8"), zoo.PUBLIC_KEY
+    device = check(
+        name="x", bundle=name, trust=(key,), operators=(), broker="mqtt://h", microphone="sounddevice", environment={}
+    )
+    with pytest.raises(UnavailableError, match="sudo refuses"):
+        install(target, device, start=False, offline=True, dry_run=True, ask_password=lambda _: "touch /srv/pwned")
+    typed = install(target, device, start=False, offline=True, dry_run=True, ask_password=lambda _: "raspberry")
+    assert typed.changed
+
+    machine.put("/etc/sudoers.d/pi", b"pi ALL=(ALL) NOPASSWD:ALL\n", "440")
+    assert earshot(*dry).code == 0
+    # A password that nobody asks for is not run as a command either.
+    with connected(target) as remote:
+        remote.become_root("touch /srv/pwned")
+    assert machine.sh("test -e /srv/pwned").returncode
+    machine.sh("rm /etc/sudoers.d/pi; userdel -r pi")
+
+
 def run_as_the_unit_says(machine) -> subprocess.Popen[str]:
     """The service's command line under its account and without rights, in place of systemd."""
     unit = machine.sh(f"cat {UNIT}").stdout

@@ -111,7 +111,7 @@ def test_a_device_is_listed_questioned_watched_and_changed(
 
     [listed] = earshot("list", "--json").document["devices"]
     assert (listed["bundle"], listed["bundle_version"], listed["slot"], listed["status"]) == ("level", 1, "a", "online")
-    assert listed["silent_for_s"] < 2
+    assert listed["silent_for_s"] < 10
     assert "kitchen" in earshot("list", "--seconds", "0").stdout
 
     told = earshot("status", "kitchen", "--json").document
@@ -121,11 +121,11 @@ def test_a_device_is_listed_questioned_watched_and_changed(
     assert abs(told["clock"]["utc_ns"]) < 5e8
     assert told["level"]["rms_dbfs"] == pytest.approx(-15.2, abs=0.5)
 
-    lines = earshot("watch", "--seconds", "1.7").stdout.splitlines()
+    lines = earshot("watch", "--seconds", "2.2").stdout.splitlines()
     assert len(lines) >= 2
     assert all("kitchen online bundle level 1, hears loud" in line for line in lines[1:]), lines
     messages = [
-        json.loads(line) for line in earshot("watch", "kitchen", "--seconds", "1.2", "--json").stdout.splitlines()
+        json.loads(line) for line in earshot("watch", "kitchen", "--seconds", "2.2", "--json").stdout.splitlines()
     ]
     assert {"state", "info", "level", "prediction", "update"} <= {message["kind"] for message in messages}
     assert {message["device"] for message in messages} == {"kitchen"}

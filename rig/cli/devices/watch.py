@@ -70,9 +70,9 @@ def watch(
         raise UsageError(f"--seconds {seconds:g}: use more than 0 and at most {_LONGEST_S:.0f}")
     wanted = tuple(check_name(name) for name in names) if names else (ANYBODY,)
     url = access(broker, None, station).url
-    end_s = None if seconds is None else time.monotonic() + seconds
     try:
         with Fleet(url, wanted, reports=tuple(REPORTS)) as fleet:
+            end_s = None if seconds is None else time.monotonic() + seconds
             if as_json:
                 _print_messages(fleet, end_s)
             elif sys.stdout.isatty():

@@ -18,11 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from edge.errors import PlanError
 from edge.messages import Name
 from edge.validation import describe
+from rig.scenes import Scene, expand
 
-Metres = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
-Position = tuple[Metres, Metres, Metres]
 Eps = Annotated[float, Field(gt=0, le=1)]
-WALL_MARGIN_M = 0.1
 MAX_TRIALS = 1_000_000
 GRADIENT_ATTACKS = ("fgsm", "pgd")
 # What a foreign recogniser says when it recognised none of its words.
@@ -127,43 +125,6 @@ class ForeignRecogniser(_Frozen):
         return self.hears.get(label, BACKGROUND)
 
 
-class Room(_Frozen):
-    """A shoebox: ``size_m`` is width, depth, height; ``rt60_s`` the reverberation time wanted.
-
-    ``gain_db`` is applied to what the microphone hears; at 0 dB the direct sound of the talker arrives
-    with the level of the clip itself. ``noise_dbfs`` is the device's noise floor (RMS).
-    """
-
-    size_m: tuple[
-        Annotated[float, Field(ge=1, le=100)],
-        Annotated[float, Field(ge=1, le=100)],
-        Annotated[float, Field(ge=1, le=20)],
-    ]
-    rt60_s: Annotated[float, Field(ge=0.1, le=2.0)]
-    talker_m: Position
-    attackers_m: Annotated[dict[Name, Position], Field(min_length=1)]
-    devices_m: Annotated[dict[Name, Position], Field(min_length=1)]
-    gain_db: Annotated[float, Field(ge=-60, le=20)] = -6.0
-    noise_dbfs: Annotated[float, Field(ge=-120, le=-20)] = -70.0
-
-    @model_validator(mode="after")
-    def _positions_are_inside(self) -> Self:
-        named = [("talker_m", self.talker_m)]
-        named += [(f"attackers_m.{name}", at) for name, at in self.attackers_m.items()]
-        named += [(f"devices_m.{name}", at) for name, at in self.devices_m.items()]
-        for name, position in named:
-            for value, size, axis in zip(position, self.size_m, "xyz", strict=True):
-                if not WALL_MARGIN_M <= value <= size - WALL_MARGIN_M:
-                    raise ValueError(
-                        f"{name}: {axis} = {value} m, allowed {WALL_MARGIN_M} to {size - WALL_MARGIN_M:g} m"
-                        " (inside the room, 0.1 m off the walls)"
-                    )
-        for name, position in self.devices_m.items():
-            if position in {self.talker_m, *self.attackers_m.values()}:
-                raise ValueError(f"devices_m.{name}: stands where a loudspeaker stands, move it")
-        return self
-
-
 class Plan(_Frozen):
     """Everything a session does, in whichever air."""
 
@@ -181,7 +142,7 @@ class Plan(_Frozen):
     delays_ms: Annotated[tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], Field(min_length=1)] = (0.0,)
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
-    room: Room | None = None
+    room: Scene | None = None
 
     def heard(self, label: str) -> str:
         """As what the model under test must hear a label: as itself, unless a stranger is tested."""
@@ -254,8 +215,13 @@ def parse(document: Any, origin: str, folder: Path) -> Plan:
         plan = Plan.model_validate(document)
     except ValidationError as error:
         raise PlanError(f"plan {origin}: {describe(error)}") from None
+    try:
+        room = plan.room.absolute(folder) if plan.room is not None else None
+    except PlanError as error:
+        raise PlanError(f"plan {origin}: {error}") from None
     return plan.model_copy(
         update={
+            "room": room,
             "bundles": tuple(_absolute(entry, folder) for entry in plan.bundles),
             "trust": tuple(_absolute(entry, folder) for entry in plan.trust),
             "clips": plan.clips.model_copy(update={"data": _absolute(plan.clips.data, folder)}),
@@ -284,8 +250,13 @@ def list_conditions(plan: Plan, bundles: list[str], air: str) -> list[Condition]
     if plan.recogniser is not None and plan.recogniser.name in bundles:
         raise PlanError(f"plan {plan.name}: recogniser.name: {plan.recogniser.name!r} is one of the bundles")
     placed = plan.room if air == "room" else None
-    devices = list(placed.devices_m) if placed else [None]
-    attackers = list(placed.attackers_m) if placed else [None]
+    if placed is not None and len(expand(placed).talkers) > 1:
+        raise PlanError(
+            f"plan {plan.name}: room.talker_m: {len(expand(placed).talkers)} places; a session has one talker, a sweep"
+            " takes them all"
+        )
+    devices = list(expand(placed).devices) if placed else [None]
+    attackers = list(expand(placed).attackers) if placed else [None]
     cells: list[Condition] = []
     for bundle, device, attack in product(tested, devices, plan.attacks):
         if attack.name == "benign":

@@ -1,17 +1,17 @@
 import math
 
 import numpy as np
-import pyroomacoustics
 import pytest
 
 from edge.errors import PlanError
 from rig.airs import open_air
 from rig.airs.protocol import ratio_db, shift
 from rig.airs.room import RoomAir
-from rig.plan import Condition, Plan, Room
+from rig.plan import Condition, Plan
+from rig.scenes import Scene
 
 RATE_HZ = WINDOW = 16000
-ROOM = Room(
+ROOM = Scene(
     size_m=(4.5, 3.6, 2.6),
     rt60_s=0.3,
     talker_m=(2.2, 1.8, 1.5),
@@ -84,8 +84,10 @@ def test_a_perturbation_over_budget_is_never_valid(digital, speech, noise):
 
 
 def test_room_reaches_the_wanted_reverberation(room):
-    measured = room.facts()["rt60_measured_s"]["table"]
-    assert measured == pytest.approx(ROOM.rt60_s, rel=0.03)
+    facts = room.facts()
+    assert facts["rt60_room_s"] == pytest.approx(ROOM.rt60_s, rel=0.03)
+    # One place is a little livelier or drier than the room.
+    assert facts["rt60_measured_s"]["table"] == pytest.approx(ROOM.rt60_s, rel=0.1)
 
 
 def test_room_window_begins_with_the_direct_sound(room, speech):
@@ -93,14 +95,14 @@ def test_room_window_begins_with_the_direct_sound(room, speech):
     click[0] = 20000
     rendering = room.render("0", click, None, in_room())
     heard = rendering.pcm.astype(float)
-    distance_m = math.dist(ROOM.talker_m, ROOM.devices_m["table"])
-    arrival = distance_m / pyroomacoustics.constants.get("c") * RATE_HZ + 40
+    distance_m = math.dist(ROOM.talker_m.at, ROOM.devices_m["table"].at)
+    arrival = distance_m / 343.0 * RATE_HZ + 40
     assert np.argmax(np.abs(heard)) == pytest.approx(arrival, abs=1)
     assert rendering.window_start == round(arrival)
 
 
 def test_room_level_is_that_of_the_clip_at_the_gain(room, speech):
-    dry = Room(**{**ROOM.model_dump(), "rt60_s": 0.12, "noise_dbfs": -120})
+    dry = Scene(**{**ROOM.model_dump(), "rt60_s": 0.12, "noise_dbfs": -120})
     rendering = RoomAir(dry, rate_hz=RATE_HZ, window_samples=WINDOW, seed=0).render("0", speech, None, in_room())
     heard = rendering.pcm[rendering.window_start :].astype(float)
     expected_db = 20 * np.log10(speech.astype(float).std()) + ROOM.gain_db
@@ -117,7 +119,7 @@ def test_room_is_linear_in_its_loudspeakers(room, speech, noise):
 
 def test_room_delay_moves_only_the_attacker(room, noise):
     silence = np.zeros(WINDOW, dtype=np.int16)
-    quiet = RoomAir(Room(**{**ROOM.model_dump(), "noise_dbfs": -120}), rate_hz=RATE_HZ, window_samples=WINDOW, seed=0)
+    quiet = RoomAir(Scene(**{**ROOM.model_dump(), "noise_dbfs": -120}), rate_hz=RATE_HZ, window_samples=WINDOW, seed=0)
     now = quiet.render("0", silence, noise, in_room()).pcm
     later = quiet.render("0", silence, noise, in_room(delay_ms=50)).pcm
     earlier = quiet.render("0", silence, noise, in_room(delay_ms=-50)).pcm
@@ -133,7 +135,7 @@ def test_a_trial_sounds_the_same_each_time_and_trials_differ(room, speech):
 
 
 def test_a_clipped_microphone_is_never_valid(speech, noise):
-    loud = RoomAir(Room(**{**ROOM.model_dump(), "gain_db": 20}), rate_hz=RATE_HZ, window_samples=WINDOW, seed=0)
+    loud = RoomAir(Scene(**{**ROOM.model_dump(), "gain_db": 20}), rate_hz=RATE_HZ, window_samples=WINDOW, seed=0)
     assert "clipped" in loud.render("0", speech * 4, noise, in_room()).reason
 
 

@@ -85,7 +85,7 @@ def room(**changes):
     [
         ({"talker_m": [4, 1, 1]}, "talker_m: x = 4.0 m, allowed 0.1 to 3.9"),
         ({"devices_m": {"d": [1, 1, 1]}}, "stands where a loudspeaker stands"),
-        ({"rt60_s": 9}, "rt60_s"),
+        ({"rt60_s": 11}, "rt60_s"),
         ({"attackers_m": {}}, "attackers_m"),
     ],
 )

@@ -58,7 +58,7 @@ def _coefficients(absorber: Absorber, place: str) -> tuple[float, ...]:
                 " to 1"
             )
         return known[absorber][1]
-    return (float(absorber),) if isinstance(absorber, float | int) else tuple(float(value) for value in absorber)
+    return (float(absorber),) if isinstance(absorber, float) else tuple(float(value) for value in absorber)
 
 
 def _in_bands(coefficients: tuple[float, ...], bands: int) -> npt.NDArray[np.float64]:

@@ -27,8 +27,9 @@ TOLERANCE = 0.01
 # The solver gives up beyond this; the responses at other places are to be within 5 %.
 ACCEPTED = 0.03
 ROUNDS = 14
-# Enough of a response for a decay by 35 dB with an error below 0.1 %.
-HEARD = 0.9
+# So much of the wanted time is heard: enough for a decay by 35 dB with an error below 0.1 %, more if it ends too loud.
+HEARD = (0.9, 1.5)
+LOUD = 1e-4
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def _solve(space: Space, rate_hz: int, quietly: _Quietly) -> Walls:
         raise ValueError("the space wants no reverberation time")
     if space.size_m is None and space.method != "rays":
         raise PlanError("room: rt60_s in a polygon needs method: rays (late echoes are out of reach of its images)")
+    _require_feasible(space, wanted)
     areas = float(geometry.wall_areas_m2(space).sum())
     volume = geometry.volume_m3(space)
     least, most = -math.log(1 - MIN_ABSORPTION), -math.log(1 - MAX_ABSORPTION)
@@ -117,6 +119,20 @@ def _solve(space: Space, rate_hz: int, quietly: _Quietly) -> Walls:
     return best
 
 
+def _require_feasible(space: Space, wanted_s: float) -> None:
+    from rig.rooms.images.shoebox import MAX_IMAGES, count_images  # noqa: PLC0415 - numba takes a second to import
+
+    if space.size_m is None or space.method == "rays":
+        return
+    images = count_images(space.size_m, wanted_s * space.air.speed_mps, space.order)
+    if images > MAX_IMAGES:
+        longest_s = wanted_s * (MAX_IMAGES / images) ** (1 / 3)
+        raise PlanError(
+            f"room: rt60_s = {wanted_s:g} in {geometry.show(space.size_m)} m takes {images:.1e} mirrored sources per"
+            f" response: choose at most {longest_s:.1f} s, a larger room, or method: rays"
+        )
+
+
 def _refusal(space: Space, rate_hz: int, wanted: float, best: Walls | None) -> PlanError:
     shape = geometry.show(space.size_m) if space.size_m is not None else "this polygon"
     got = best.rt60_s if best is not None else math.nan
@@ -133,7 +149,7 @@ def _refusal(space: Space, rate_hz: int, wanted: float, best: Walls | None) -> P
 
 
 def _measure(space: Space, absorption: float, rate_hz: int) -> Walls:
-    from rig.rooms.images.respond import respond  # noqa: PLC0415 - numba takes a second to import
+    from rig.rooms.images.respond import respond  # noqa: PLC0415 - as above
 
     wanted = float(space.rt60_s or 0)
     pairs = places(space, _count_pairs(space, wanted))
@@ -141,9 +157,13 @@ def _measure(space: Space, absorption: float, rate_hz: int) -> Walls:
     times = []
     for source, device in pairs:
         delay_s = math.dist(source.position_m, device.position_m) / space.air.speed_mps
-        length_s = HEARD * wanted + delay_s
-        heard = respond(space, walls, (source,), (device,), rate_hz=rate_hz, length_s=length_s)
-        times.append(_time_s(heard.array[0, 0], rate_hz))
+        for heard in HEARD:
+            length_s = heard * wanted + delay_s
+            found = respond(space, walls, (source,), (device,), rate_hz=rate_hz, length_s=length_s)
+            time_s, ends_loud = _time_s(found.array[0, 0, int(delay_s * rate_hz) :], rate_hz)
+            if not ends_loud:
+                break
+        times.append(time_s)
     return Walls(absorption, float(np.mean(times)), min(times), max(times))
 
 
@@ -152,20 +172,20 @@ def _count_pairs(space: Space, wanted_s: float) -> int:
 
     if space.size_m is None or space.method == "rays":
         return RAYS_PAIRS
-    images = count_images(space.size_m, HEARD * wanted_s * space.air.speed_mps, space.order)
+    images = count_images(space.size_m, HEARD[0] * wanted_s * space.air.speed_mps, space.order)
     return min(max(int(IMAGES / images), PAIRS[0]), PAIRS[1])
 
 
-def _time_s(response: npt.NDArray[np.float32], rate_hz: int) -> float:
-    """T30, or the slope between two stretches where the response ends too loud for its backward integral."""
+def _time_s(response: npt.NDArray[np.float32], rate_hz: int) -> tuple[float, bool]:
+    """T30, and whether the response ends too loud to tell: then it is a guess from the slope between two stretches."""
     energy = np.square(response.astype(np.float64))
     tenth = len(energy) // 10
     late, end = float(energy[3 * tenth : 4 * tenth].sum()), float(energy[-tenth:].sum())
-    if end > 1e-4 * energy.sum():
-        slope_db = 10 * math.log10(max(late / end, 1.0001)) / (6 * tenth / rate_hz)
-        return 60 / slope_db
+    if end > LOUD * energy.sum():
+        slope_db = 10 * math.log10(max(late / end, 1.01)) / (6 * tenth / rate_hz)
+        return 60 / slope_db, True
     time_s = decay_time_s(response, rate_hz)
-    return time_s if math.isfinite(time_s) else 0.0
+    return (time_s if math.isfinite(time_s) else 0.0), False
 
 
 def places(space: Space, count: int) -> list[tuple[Placement, Placement]]:

@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rig.rooms.air import Air
 
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-# A material by name, one absorption for all octaves, or one per octave from 125 Hz on (the last one continues).
-Absorber = str | _Share | Annotated[tuple[_Share, ...], Field(min_length=1, max_length=12)]
+MOST_BANDS = 12
+
+
+def _absorber(value: Any) -> Any:
+    """Refuse in plain words what is no absorption; pydantic would only say what types there could be."""
+    shares = [value] if isinstance(value, int | float) else value
+    if isinstance(shares, str):
+        return shares
+    if not isinstance(shares, list | tuple) or not 1 <= len(shares) <= MOST_BANDS:
+        raise ValueError(f"give a material, the absorbed share 0 to 1, or a list of 1 to {MOST_BANDS} shares by octave")
+    for share in shares:
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not number or not math.isfinite(share) or not 0 <= share <= 1:
+            raise ValueError(f"absorbed share {str(share)[:40]!r}, allowed 0 (reflects all) to 1 (swallows all)")
+    return float(value) if isinstance(value, int | float) else tuple(float(share) for share in shares)
+
+
+# A material by name, one absorption for all octaves, or one per octave from 125 Hz on (it goes on as the last two did).
+Absorber = Annotated[str | float | tuple[float, ...], BeforeValidator(_absorber)]
+
+
+def _walls(value: Any) -> Any:
+    """By wall or for all of them; a union of both would report faults twice and in pydantic's words."""
+    if isinstance(value, dict):
+        for name, absorber in value.items():
+            try:
+                _absorber(absorber)
+            except ValueError as error:
+                raise ValueError(f"{str(name)[:40]!r}: {error}") from None
+        return value
+    return None if value is None else _absorber(value)
+
+
 _Size = Annotated[float, Field(ge=0.5, le=200, allow_inf_nan=False)]
 _Corner = tuple[
     Annotated[float, Field(ge=-500, le=500, allow_inf_nan=False)],
@@ -49,7 +81,7 @@ class Space(BaseModel):
     corners_m: Annotated[tuple[_Corner, ...], Field(min_length=3, max_length=100)] | None = None
     height_m: _Size | None = None
     rt60_s: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
-    walls: Absorber | dict[str, Absorber] | None = None
+    walls: Annotated[Absorber | dict[str, Absorber] | None, BeforeValidator(_walls)] = None
     air: Air = Air()
     method: Literal["images", "rays"] = "images"
     order: Annotated[int, Field(ge=0, le=1000)] | None = None

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edge import files
 from edge.errors import DataError, PlanError
 from edge.validation import describe
-from rig.rooms.responses import Responses
 from rig.rooms.measured.sofa import read_sofa
+from rig.rooms.responses import Responses
 
 LONGEST_S = 20.0
 # ISO 3382-1: a response begins where it first comes within 20 dB of its greatest value.

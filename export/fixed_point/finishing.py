@@ -98,6 +98,10 @@ def _with_float_weights(start: ModelProto, rounded: ModelProto, layers: Sequence
                 soft.graph.initializer.append(numpy_helper.from_array(arrays[name], name))
             else:
                 store(soft, name, arrays[name])
+    # The quantiser gives a bias of whole numbers, dequantised, the name of the bias that it was.
+    floats = {name for layer in layers for name in (layer.weight, layer.bias)}
+    for node in [node for node in soft.graph.node if node.op_type == "DequantizeLinear" and node.output[0] in floats]:
+        soft.graph.node.remove(node)
     writing.drop_unused(soft)
     return soft
 

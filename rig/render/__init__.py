@@ -10,15 +10,14 @@ from typing import Any
 
 from edge.errors import UsageError
 from rig.render.conditions import SILENT, Conditions
-from rig.render.linear import Block, Levels, LinearRenderer, Renderer, Stage
 from rig.render.material import Material
+from rig.render.renderer import Block, Levels, Renderer, Stage
 
 __all__ = [
     "SILENT",
     "Block",
     "Conditions",
     "Levels",
-    "LinearRenderer",
     "Material",
     "Renderer",
     "Stage",
@@ -34,6 +33,8 @@ def open_renderer(material: Material, *, device: str = "cpu", **settings: Any) -
         UnavailableError: there is no such GPU.
     """
     if device == "cpu":
+        from rig.render.linear import LinearRenderer  # noqa: PLC0415 - numba takes a second
+
         return LinearRenderer(material, **settings)
     if device.partition(":")[0] != "cuda":
         raise UsageError(f"device {device!r}: use cpu or cuda")

@@ -38,7 +38,8 @@ class Material:
     @property
     def samples(self) -> int:
         """Length of the longest sound."""
-        return max(self.clips.shape[1], self.perturbations.shape[1] if len(self.perturbations) else 0)
+        sounds = (self.clips, self.perturbations) if len(self.perturbations) else (self.clips,)
+        return max(int(each.shape[1]) for each in sounds)
 
 
 def check_rows(name: str, rows: Floats, *, may_be_empty: bool = False) -> None:

@@ -32,7 +32,9 @@ from rig.devices.follow import Follower
 from rig.devices.link import Link
 from rig.devices.operator import Operator
 
-HOST, GUEST = "10.213.77.1", "10.213.77.2"
+# Two runs on one machine must not meet.
+SUBNET = f"10.213.{os.getpid() % 250}"
+HOST, GUEST = f"{SUBNET}.1", f"{SUBNET}.2"
 DEVICES = ("kitchen", "hall")
 # The whole outbox of an agent, with another limit than the ten thousand rows that take hours to fill.
 SMALL_OUTBOX = """

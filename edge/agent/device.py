@@ -16,9 +16,6 @@ from pathlib import Path
 from nacl.signing import VerifyKey
 
 from edge.agent.answers import Answers
-from edge.agent.authority import Authority
-from edge.agent.commands import Commands
-from edge.agent.listening import Listening
 from edge.agent.management import Management
 from edge.agent.notify import Notifier
 from edge.agent.outbox import Outbox
@@ -26,12 +23,15 @@ from edge.agent.prediction import Predictor
 from edge.agent.recogniser import Model, Recogniser
 from edge.agent.reports import Reports
 from edge.agent.trials import Heard, Trials
-from edge.agent.trigger import ListeningSettings
 from edge.agent.updates import NoUpdates, Updates
 from edge.agent.vitality import Vitality
 from edge.bridges.home_assistant import announcements
+from edge.commands.authority import Authority
+from edge.commands.inbox import Inbox
 from edge.errors import UnavailableError
 from edge.health.sampler import HealthSampler
+from edge.listening.listening import Listening
+from edge.listening.trigger import ListeningSettings
 from edge.messages import Acknowledge, Clock, Listen, Reply
 from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.link import Link
@@ -109,7 +109,7 @@ class Device:
             publish_noise_seed=publish_noise_seed,
             on_window=health.note_window,
         )
-        self._commands = Commands(
+        self._commands = Inbox(
             name,
             self.boot_id,
             authority,

@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 from nacl.signing import VerifyKey
 
-from edge.agent.authority import Authority
 from edge.agent.updates import Updates
+from edge.commands.authority import Authority
 from edge.errors import UsageError
 from edge.messages import Reply, Rollback, Rotate, Update
 from edge.mqtt.link import Link

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 
 import edge
-from edge.agent.authority import Authority
 from edge.agent.recogniser import Model
 from edge.agent.updates import Updates
+from edge.commands.authority import Authority
 from edge.errors import DataError
 from edge.health.sampler import EVERY_S, HealthSampler
 from edge.messages import Info, Level, UpdateStatus

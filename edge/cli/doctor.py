@@ -29,10 +29,10 @@ def execute(options: argparse.Namespace) -> int:
 
     # --help and wrong arguments need not wait for numpy and onnxruntime.
     from edge.agent.state_folder import default_state_dir  # noqa: PLC0415
-    from edge.agent.trigger import ListeningSettings  # noqa: PLC0415
     from edge.cli.settings import from_options  # noqa: PLC0415
     from edge.doctor.examine import Patient, examine  # noqa: PLC0415
     from edge.doctor.finding import exit_code  # noqa: PLC0415
+    from edge.listening.trigger import ListeningSettings  # noqa: PLC0415
 
     settings = from_options(options)
     settings.set_environment()

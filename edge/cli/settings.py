@@ -27,9 +27,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edge.agent.trigger import ListeningSettings
 from edge.bundle.manifest import MAX_MEMBERS
 from edge.errors import UsageError
+from edge.listening.trigger import ListeningSettings
 from edge.messages import check_name
 from edge.mqtt.broker_url import (
     CA_FILE_VARIABLE,

@@ -12,7 +12,6 @@ from nacl.signing import VerifyKey
 from edge.agent.device import Device
 from edge.agent.memory import give_back_code
 from edge.agent.state_folder import claimed, default_state_dir
-from edge.agent.trigger import ListeningSettings
 from edge.agent.updates import NoUpdates, Updates
 from edge.bundle.classifier import Classifier
 from edge.bundle.opening import open_classifier
@@ -21,6 +20,7 @@ from edge.bundle.reading import Bundle, read_bundle
 from edge.bundle.signing import fingerprint, load_public_key
 from edge.cli.settings import DeviceSettings
 from edge.errors import UsageError
+from edge.listening.trigger import ListeningSettings
 from edge.messages import Slot
 from edge.sound.microphones.opening import microphone
 from edge.update.pointer import Pointer

@@ -23,10 +23,10 @@ import numpy as np
 import paho.mqtt.client as mqtt
 
 from edge.agent.device import Device
-from edge.agent.trigger import ListeningSettings
 from edge.bundle.classifier import Classifier
 from edge.bundle.reading import read_bundle
 from edge.bundle.signing import load_public_key
+from edge.listening.trigger import ListeningSettings
 from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.client import new_client
 from edge.sound.ring import Pcm16

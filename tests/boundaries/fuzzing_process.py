@@ -22,9 +22,9 @@ import atheris
 
 with atheris.instrument_imports(include=["edge"]):
     from edge import messages
-    from edge.agent.authority import Authority
     from edge.bundle import container, manifest, onnx_wire, reading, signing
     from edge.cli import settings
+    from edge.commands.authority import Authority
     from edge.mqtt.broker_url import BrokerUrl
     from edge.sound.audio_stream import AudioHeader
     from edge.update import pointer

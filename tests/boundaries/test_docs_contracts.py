@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edge import errors, messages
-from edge.agent.commands import VERBS
 from edge.bundle.container import ORDER
+from edge.commands.inbox import VERBS
 from rig.airs import AIRS
 from rig.report.summary import Row
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
-from edge.agent.authority import MAX_ENVELOPE_BYTES, MAX_REMEMBERED, WINDOW_NS, Authority, ReplayWindow
 from edge.bundle.signing import fingerprint, sign
+from edge.commands.authority import MAX_ENVELOPE_BYTES, MAX_REMEMBERED, WINDOW_NS, Authority, ReplayWindow
 from edge.errors import UsageError
 from edge.messages import Acknowledge, Echo, Envelope
 from rig.devices.operator import Operator

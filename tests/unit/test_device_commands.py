@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.agent.authority import Authority
-from edge.agent.commands import MAX_WAITING, Commands
-from edge.agent.limiter import Limiter
+from edge.commands.authority import Authority
+from edge.commands.inbox import MAX_WAITING, Inbox
+from edge.commands.limiter import Limiter
 from edge.messages import (
     NAME_PATTERN,
     Acknowledge,
@@ -42,7 +42,7 @@ class _Door:
         self.clocks: list[Clock] = []
         self.woken = 0
         self.operator = Operator.ephemeral()
-        self.commands = Commands(
+        self.commands = Inbox(
             "d",
             "boot",
             Authority("d", "boot", [self.operator.public_key]),

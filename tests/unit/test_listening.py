@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.agent.listening import Listening
 from edge.agent.prediction import Predictor
-from edge.agent.trigger import ListeningSettings
 from edge.bundle.classifier import Classifier
 from edge.bundle.reading import Bundle, read_bundle
 from edge.bundle.signing import load_public_key
+from edge.listening.listening import Listening
+from edge.listening.trigger import ListeningSettings
 from edge.messages import Prediction
 from edge.sound.streams import Streams
 

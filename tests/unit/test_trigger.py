@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.agent.trigger import ListeningSettings, Trigger
 from edge.errors import UsageError
+from edge.listening.trigger import ListeningSettings, Trigger
 
 RATE_HZ = 1000
 LABELS = ("go", "stop", "_silence_")

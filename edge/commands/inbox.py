@@ -8,8 +8,8 @@ import re
 import time
 from collections.abc import Callable
 
-from edge.agent.authority import Authority
-from edge.agent.limiter import Limiter
+from edge.commands.authority import Authority
+from edge.commands.limiter import Limiter
 from edge.errors import UsageError
 from edge.messages import NAME_PATTERN, Acknowledge, Clock, Echo, Listen, Rollback, Rotate, Update, parse
 
@@ -29,7 +29,7 @@ VERBS: dict[str, type[Command | Echo]] = {
 Complaint = Callable[[str, str], None]
 
 
-class Commands:
+class Inbox:
     """A bounded queue of valid commands; what is not one is counted and, a few times a second, logged and answered.
 
     Args:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from edge.agent.limiter import Limiter
 from edge.agent.prediction import Predictor
 from edge.agent.recogniser import Facts
-from edge.agent.trigger import ListeningSettings, Trigger
+from edge.commands.limiter import Limiter
 from edge.errors import DataError, UnavailableError
+from edge.listening.trigger import ListeningSettings, Trigger
 from edge.messages import Prediction
 from edge.sound.streams import Stream, Streams
 

@@ -1,0 +1,1 @@
+"""Who may command this device, and what waits to be done."""

@@ -1,0 +1,1 @@
+"""Continuous listening: which windows are classified, and when a word has been recognised."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,11 @@ class Crafter:
                 made.extend(self._chunk(recipe, start, min(start + CHUNK_CLIPS, len(self._clips))))
                 progress(index * len(self._clips) + len(made), total, f"{recipe.attack} eps {recipe.eps:g}")
             self._ready[recipe] = made
+
+    def chunks(self, condition: Condition) -> Iterator[Pcm]:
+        """The perturbations of all clips in an attacked condition, int16 (at most 32, window) at a time, kept on disk."""
+        for start in range(0, len(self._clips), CHUNK_CLIPS):
+            yield self._chunk(_recipe(condition), start, min(start + CHUNK_CLIPS, len(self._clips)))
 
     def perturbation(self, condition: Condition, clip: int) -> Pcm | None:
         """The perturbation for a clip in a prepared condition, int16 (window,); None in the benign one."""

@@ -33,6 +33,7 @@ COMMANDS = {
     "zoo": ("rig.cli.models.zoo", "List and compare the released models."),
     "bridge": ("rig.cli.devices.bridge", "Let an assistant that is not ours take part in a session."),
     "plan": ("rig.cli.sessions.plan", "Check a plan before it runs."),
+    "room": ("rig.cli.rooms.room", "Look at the room of a plan before anything runs in it."),
     "session": ("rig.cli.sessions.session", "Run, resume and show sessions."),
     "report": ("rig.cli.sessions.report", "Write summary, results and page of finished sessions."),
     "broker": ("rig.cli.devices.broker", "Make the folder from which mosquitto serves the devices."),

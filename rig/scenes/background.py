@@ -77,12 +77,12 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise PlanError(f"background.data: {str(path)!r} is neither a file nor a folder, nor {' or '.join(MADE)}")
+        raise PlanError(f"room: background.data: {str(path)!r} is neither a file nor a folder, nor {' or '.join(MADE)}")
     files = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
     if not files:
-        raise PlanError(f"background.data: {path} holds no {' or '.join(SUFFIXES)} file")
+        raise PlanError(f"room: background.data: {path} holds no {' or '.join(SUFFIXES)} file")
     if len(files) > MAX_FILES:
-        raise PlanError(f"background.data: {path} holds {len(files)} recordings, at most {MAX_FILES} are read")
+        raise PlanError(f"room: background.data: {path} holds {len(files)} recordings, at most {MAX_FILES} are read")
     return files
 
 
@@ -96,12 +96,12 @@ def _read(path: Path, rate_hz: int) -> list[Floats]:
         try:
             pcm = decode_recording(file).pcm
         except DataError as error:
-            raise PlanError(f"background.data: {error}") from None
+            raise PlanError(f"room: background.data: {error}") from None
         if not pcm.any():
-            raise PlanError(f"background.data: {file} is silent, and silence has no SNR: leave it out")
+            raise PlanError(f"room: background.data: {file} is silent, and silence has no SNR: leave it out")
         total_s += len(pcm) / RATE_HZ
         if total_s > MAX_TOTAL_S:
-            raise PlanError(f"background.data: {path} holds more than an hour, leave some of it out")
+            raise PlanError(f"room: background.data: {path} holds more than an hour, leave some of it out")
         sound: Floats = pcm.astype(np.float32) / np.float32(32768)
         if rate_hz != RATE_HZ:
             import soxr  # noqa: PLC0415 - models at another rate are rare

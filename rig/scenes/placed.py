@@ -150,8 +150,6 @@ class Placed(_Frozen):
 
     @model_serializer(mode="wrap")
     def _shortest(self, dump: SerializerFunctionWrapHandler) -> Any:
-        document = {key: value for key, value in dump(self).items() if value != _DEFAULTS.get(key)}
+        left_out = {"directivity"} if self.directivity == OMNI else set()
+        document = {key: value for key, value in dump(self).items() if value is not None and key not in left_out}
         return document["at"] if list(document) == ["at"] else document
-
-
-_DEFAULTS: dict[str, Any] = {"directivity": OMNI.model_dump()}

@@ -261,8 +261,13 @@ def _require_inside(space: Space | None, label: str, point: Point) -> None:
         return
     off_m = geometry.wall_distance_m(space, point)
     if off_m < WALL_MARGIN_M - 1e-9:
-        where = "is outside of the room" if off_m < 0 else f"is {off_m:.3g} m off a wall, floor or ceiling"
-        raise PlanError(f"{label}: {geometry.show(point)} m {where}, must be inside and {WALL_MARGIN_M} m off them")
+        where = (
+            "is outside of the room" if off_m < 0 else "is in a wall" if off_m == 0 else f"is {off_m:.3g} m off a wall"
+        )
+        raise PlanError(
+            f"{label}: {geometry.show(point)} m {where}, must be inside and {WALL_MARGIN_M} m off walls, floor"
+            " and ceiling"
+        )
 
 
 def _require_apart(named: Mapping[str, _Members]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from scipy.signal import oaconvolve
 from edge.errors import PlanError
 from firmware_models.progress import Progress, silent
 from rig.render import Stage
+from rig.rooms.measured import load, load_folder
 from rig.rooms.measures import critical_distance_m, measure
 from rig.rooms.responses import Responses
 from rig.scenes import background, noise, profiles
@@ -47,9 +50,9 @@ def respond(scene: Scene, rate_hz: int, *, progress: Progress = silent) -> Heard
         PlanError: a room that cannot be built, measured responses that do not fit the plan, a file that is no response.
     """
     placements = scene.placements
-    if scene.responses is not None:
+    if scene.measured is not None:
         room = _measured(scene, rate_hz)
-        level = 10 ** (scene.gain_db / 20) / _direct(room)
+        level = 10 ** (scene.gain_db / 20) / _reference(room)
     else:
         from rig.rooms.simulate import simulate  # noqa: PLC0415 - numba and pyroomacoustics take seconds
 
@@ -127,7 +130,7 @@ def describe(scene: Scene, heard: Heard) -> dict[str, Any]:
         walls = heard.facts["absorption"]
         shares = list(walls.values()) if isinstance(walls, dict) else [walls]
         facts["absorption"] = shares[0] if all(share == shares[0] for share in shares) else walls
-    for key in ("simulator", "measured_in", "loudspeakers", "microphone"):
+    for key in ("simulator", "measured", "loudspeakers", "microphone"):
         if key in heard.facts:
             facts[key] = heard.facts[key]
     return facts
@@ -165,14 +168,47 @@ def _through(
 
 
 def _measured(scene: Scene, rate_hz: int) -> Responses:
-    raise PlanError("room: responses: measured rooms are not read yet")
+    """Measured responses in the order and under the keys of the scene."""
+    if isinstance(scene.measured, str):
+        read = load_folder(Path(scene.measured), rate_hz)
+    else:
+        read = load(scene.measured or {}, rate_hz, Path())
+    devices = {key: _called(key, read.devices, "device") for key in scene.placements.microphones}
+    sources = {key: _called(key, read.sources, "source") for key in scene.placements.sources}
+    rows = np.ix_(
+        [read.devices.index(name) for name in devices.values()], [read.sources.index(name) for name in sources.values()]
+    )
+    array = read.array[rows]
+    array.flags.writeable = False
+    return Responses(
+        array=array,
+        onset_sample=read.onset_sample[rows],
+        rate_hz=rate_hz,
+        devices=tuple(devices),
+        sources=tuple(sources),
+        facts=read.facts,
+    )
 
 
-def _direct(room: Responses) -> float:
-    """What the first talker's direct sound has at the first device, as the root of its energy."""
-    onset, width = round(float(room.onset_sample[0, 0])), round(DIRECT_S * room.rate_hz)
-    direct = room.array[0, 0, max(onset - width, 0) : onset + width]
-    energy = float(np.sum(direct.astype(np.float64) ** 2))
-    if energy <= 0:
-        raise PlanError(f"room: responses: {room.sources[0]} is not heard at {room.devices[0]} when its sound arrives")
-    return math.sqrt(energy)
+def _called(key: str, names: Sequence[str], kind: str) -> str:
+    """Under which name measured responses hold what the plan calls ``key``."""
+    own = key.partition(".")[2] or key.removesuffix("_m")
+    for name in (key, own):
+        if name in names:
+            return name
+    raise PlanError(f"room: {key}: not measured; the {kind}s that were are {', '.join(names)}: take one of these names")
+
+
+def _reference(room: Responses) -> float:
+    """What the first talker's direct sound has at the first device."""
+    direct = direct_sound(room, room.devices[0], room.sources[0])
+    if direct <= 0:
+        raise PlanError(f"room: measured: {room.sources[0]} is not heard at {room.devices[0]} when its sound arrives")
+    return direct
+
+
+def direct_sound(responses: Responses, device: str, source: str) -> float:
+    """The root of the energy of the direct sound of a pair: 1 where it is heard as loud as it is played."""
+    onset, width = round(responses.onset(device, source)), round(DIRECT_S * responses.rate_hz)
+    direct = responses.of(device, source)[max(onset - width, 0) : max(onset + width, 0)]
+    return math.sqrt(float(np.sum(direct.astype(np.float64) ** 2)))

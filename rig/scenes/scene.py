@@ -8,27 +8,42 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from edge.errors import PlanError
 from edge.messages import Name
 from rig.rooms import geometry
+from rig.rooms.measured import Recording
 from rig.rooms.space import Absorber, Space
 from rig.scenes import background, profiles
 from rig.scenes.placed import Placed
 from rig.scenes.placement import Placements, place
 from rig.scenes.settings import Agc, BackgroundChoice
 
+
+def _recording(value: Any) -> Any:
+    """A path alone is short for ``{file: PATH}``."""
+    return {"file": value} if isinstance(value, str) else value
+
+
+_Recording = Annotated[Recording, BeforeValidator(_recording)]
+_Files = Annotated[dict[Name, Annotated[dict[str, _Recording], Field(min_length=1)]], Field(min_length=1)]
+Measured = Annotated[
+    Annotated[str, Tag("folder")] | Annotated[_Files, Tag("files")],
+    Discriminator(lambda value: "files" if isinstance(value, Mapping) else "folder"),
+]
 _Db = Annotated[float, Field(ge=-60, le=20, allow_inf_nan=False)]
 
 
 class Scene(Space):
     """A room, who stands where in it, and what the device does to what it hears.
 
-    The keys of :class:`rig.rooms.Space` say how the room sounds; with ``responses`` they are not needed.
+    The keys of :class:`rig.rooms.Space` say how the room sounds; with ``measured`` only its walls may be given, for the
+    plan view.
 
     Attributes:
-        responses: folder of measured responses in place of a simulation; the positions then say where it was measured.
+        measured: responses in place of a simulation: a folder that ``earshot calibrate`` wrote, or by device and then
+            by source (``talker`` or the attacker's name) the file. The positions then say where it was measured.
         talker_m: where the talker is; a session has one place, a sweep takes any number.
         attackers_m: where the attacker's loudspeaker is, by name; one place per entry or several.
         devices_m: where the device is, by name.
@@ -44,7 +59,7 @@ class Scene(Space):
         bits: of the device's samples.
     """
 
-    responses: str | None = None
+    measured: Measured | None = None
     talker_m: Placed
     attackers_m: Annotated[dict[Name, Placed], Field(min_length=1)]
     devices_m: Annotated[dict[Name, Placed], Field(min_length=1)]
@@ -77,10 +92,12 @@ class Scene(Space):
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
-        if self.responses is None:
+        if self.measured is None:
             super()._says_one_thing()  # type: ignore[operator]  # pydantic leaves it callable
         elif self.rt60_s is not None or self.walls is not None:
-            raise ValueError("responses are measured, so neither rt60_s nor walls means anything: leave them out")
+            raise ValueError("the room is measured, so neither rt60_s nor walls means anything: leave them out")
+        elif (self.corners_m is None) != (self.height_m is None) or (self.size_m and self.corners_m):
+            raise ValueError("give size_m, or corners_m with height_m, or none of them")
         return self
 
     @model_validator(mode="after")
@@ -98,11 +115,6 @@ class Scene(Space):
         return self
 
     @property
-    def is_measured(self) -> bool:
-        """Whether responses come from a folder."""
-        return self.responses is not None
-
-    @property
     def space(self) -> Space:
         """The room as the simulation wants it."""
         return Space.model_validate({name: getattr(self, name) for name in Space.model_fields})
@@ -110,7 +122,7 @@ class Scene(Space):
     @property
     def shape(self) -> Space | None:
         """The room as geometry wants it; None where nothing is known of its walls."""
-        if self.responses is None:
+        if self.measured is None:
             return self.space
         if self.size_m is None and self.corners_m is None:
             return None
@@ -154,8 +166,8 @@ class Scene(Space):
             "loudspeaker": response("loudspeaker", self.loudspeaker),
             "microphone": response("microphone", self.microphone),
         }
-        if self.responses is not None:
-            changes["responses"] = str((folder / Path(self.responses).expanduser()).resolve())
+        if self.measured is not None:
+            changes["measured"] = _absolute_measured(self.measured, folder)
         if self.background is not None and self.background.data not in background.MADE:
             data = str((folder / Path(self.background.data).expanduser()).resolve())
             background.require_there(data)
@@ -169,6 +181,28 @@ class Scene(Space):
 def expand(scene: Scene) -> Placements:
     """Every place of a scene by name: talkers, attackers, devices; computed once per scene."""
     return scene.placements
+
+
+def _absolute_measured(
+    measured: str | dict[str, dict[str, Recording]], folder: Path
+) -> str | dict[str, dict[str, Recording]]:
+    def absolute(name: str, place_: str, *, is_folder: bool) -> str:
+        path = (folder / Path(name).expanduser()).resolve()
+        if not (path.is_dir() if is_folder else path.is_file()):
+            raise PlanError(f"room: {place_}: {str(path)!r} is no {'folder' if is_folder else 'file'}")
+        return str(path)
+
+    if isinstance(measured, str):
+        return absolute(measured, "measured", is_folder=True)
+    return {
+        device: {
+            source: entry.model_copy(
+                update={"file": absolute(entry.file, f"measured.{device}.{source}", is_folder=False)}
+            )
+            for source, entry in row.items()
+        }
+        for device, row in measured.items()
+    }
 
 
 def _check_absorber(place_: str, absorber: Absorber | Any) -> None:

@@ -19,14 +19,17 @@ from rig.devices.link import Link
 # A device repeats after 2 s what is not acknowledged by then; a signature for each prediction would cost more than the
 # prediction.
 ACKNOWLEDGE_S = 0.7
+# What a process that follows a large fleet gives sys.setswitchinterval: at Python's own 5 ms the thread that listens
+# waits so long for the one that writes, at every system call.
+SWITCH_S = 0.0005
 MAX_SEQS = 1024
 # Each costs 0.1 ms of signing and sending: a thousand in a row would keep what comes meanwhile waiting.
-MAX_AT_ONCE = 10
+MAX_AT_ONCE = 3
 # A commit waits for the disk, half a second where the disk is busy: one serves all that came meanwhile.
 COMMIT_S = 0.1
 # Under load many small steps would make the network's thread wait for this one at each of its messages.
 BUSY_EVENTS = 4
-GATHER_S = 0.004
+GATHER_S = 0.002
 _POLL_S = 0.05
 
 T = TypeVar("T")

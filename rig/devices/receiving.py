@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import threading
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -61,6 +62,21 @@ class BufferedSocket:
         self._connection.close()
 
 
+class _Waker:
+    """The socket that wakes paho's thread; the thread itself, which answers every message, is awake."""
+
+    def __init__(self, wake: Any) -> None:
+        self._wake = wake
+        self.awake: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wake, name)
+
+    def send(self, data: bytes) -> int:
+        """Wake the thread, unless it is the one that asks."""
+        return len(data) if threading.get_ident() == self.awake else int(self._wake.send(data))
+
+
 class ReceivingClient(mqtt.Client):
     """paho's client over a :class:`BufferedSocket`; where a paho makes its socket elsewhere it is a plain client."""
 
@@ -71,8 +87,28 @@ class ReceivingClient(mqtt.Client):
         connection: Any = self.socket()
         return connection if isinstance(connection, BufferedSocket) else None
 
+    def loop_start(self) -> MQTTErrorCode:
+        """Start the network thread."""
+        code = super().loop_start()
+        wake: Any = self._sockpairW
+        if wake is not None:
+            waker: Any = _Waker(wake)
+            self._sockpairW = waker
+        return code
+
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
-        """Handle every packet that has come."""
+        """Handle every packet that has come, and answer them all at once."""
+        waker: Any = self._sockpairW
+        if not isinstance(waker, _Waker):
+            return self._read_all(max_packets)
+        waker.awake = threading.get_ident()
+        try:
+            code = self._read_all(max_packets)
+        finally:
+            waker.awake = None
+        return self.loop_write() if code == MQTTErrorCode.MQTT_ERR_SUCCESS and super().want_write() else code
+
+    def _read_all(self, max_packets: int) -> MQTTErrorCode:
         code = super().loop_read(max_packets)
         for _ in range(_MAX_PACKETS):
             buffer = self._buffer()

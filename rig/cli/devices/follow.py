@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def follow(
 
     from edge.messages import check_name
     from rig.devices.collection import Collection
-    from rig.devices.follow import Follower
+    from rig.devices.follow import SWITCH_S, Follower
     from rig.devices.link import Link
     from rig.devices.operator import Operator
 
@@ -49,6 +50,7 @@ def follow(
     way = access(broker, operator, station)
     signer = Operator.load(way.need_operator())
     devices = [check_name(name) for name in device] if device else ["+"]
+    sys.setswitchinterval(SWITCH_S)
     events: Events = queue.SimpleQueue()
     stop = threading.Event()
     if seconds is not None:

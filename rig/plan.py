@@ -19,6 +19,7 @@ from edge.errors import PlanError
 from edge.messages import Name
 from edge.validation import describe
 from rig.scenes import Scene, expand
+from rig.sweep.settings import SweepChoice
 
 Eps = Annotated[float, Field(gt=0, le=1)]
 MAX_TRIALS = 1_000_000
@@ -143,6 +144,7 @@ class Plan(_Frozen):
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     room: Scene | None = None
+    sweep: SweepChoice | None = None
 
     def heard(self, label: str) -> str:
         """As what the model under test must hear a label: as itself, unless a stranger is tested."""

@@ -38,6 +38,7 @@ COMMANDS = {
     "report": ("rig.cli.sessions.report", "Write summary, results and page of finished sessions."),
     "broker": ("rig.cli.devices.broker", "Make the folder from which mosquitto serves the devices."),
     "device": ("rig.cli.devices.device", "List, watch, update, roll back and install devices."),
+    "sweep": ("rig.cli.rooms.sweep", "Simulate and score every condition of a plan, here or on a cluster."),
     "demo": ("rig.cli.sessions.demo", "From shipped models and clips to a report, in one command."),
 }
 

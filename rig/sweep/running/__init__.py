@@ -1,0 +1,1 @@
+"""Running a sweep: on this machine in one process or several, or on a Dask cluster."""

@@ -35,15 +35,15 @@ def note(predictions: Sequence[Prediction]) -> None:
 def follow(url: BrokerUrl, folder: Path, stop: threading.Event) -> dict[str, float]:
     from rig.devices.collection import Collection
     from rig.devices.events import Event
-    from rig.devices.follow import SWITCH_S, Follower
+    from rig.devices.follow import Follower, tune_process
     from rig.devices.link import Link
     from rig.devices.operator import Operator
 
-    sys.setswitchinterval(SWITCH_S)
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     link = Link(url, ["+"], events, operator=Operator.ephemeral(), reports=("prediction",))
     with link, Collection(folder / "fleet.sqlite") as collection:
         follower = Follower(link, events, collection, on_predictions=note)
+        tune_process()
         print("connected", flush=True)
         follower.run(stop)
         keys = len(collection)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +40,7 @@ def follow(
 
     from edge.messages import check_name
     from rig.devices.collection import Collection
-    from rig.devices.follow import SWITCH_S, Follower
+    from rig.devices.follow import Follower, tune_process
     from rig.devices.link import Link
     from rig.devices.operator import Operator
 
@@ -50,7 +49,6 @@ def follow(
     way = access(broker, operator, station)
     signer = Operator.load(way.need_operator())
     devices = [check_name(name) for name in device] if device else ["+"]
-    sys.setswitchinterval(SWITCH_S)
     events: Events = queue.SimpleQueue()
     stop = threading.Event()
     if seconds is not None:
@@ -60,6 +58,7 @@ def follow(
     link = Link(way.url, devices, events, operator=signer, reports=("prediction",))
     with Collection(out) as collection, link:
         follower = Follower(link, events, collection, sessions=sessions, on_predictions=None if as_json else _show)
+        tune_process()
         # Ctrl-C is the usual end: what came is stored.
         with contextlib.suppress(KeyboardInterrupt):
             follower.run(stop)

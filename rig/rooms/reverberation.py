@@ -23,7 +23,7 @@ MAX_ABSORPTION = 0.99
 PAIRS = (6, 24)
 IMAGES = 30_000_000
 RAYS_PAIRS = 3
-TOLERANCE = 0.01
+TOLERANCE = 0.006
 # The solver gives up beyond this; the responses at other places are to be within 5 %.
 ACCEPTED = 0.03
 ROUNDS = 14

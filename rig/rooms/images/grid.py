@@ -18,16 +18,19 @@ BASE_HZ = 125.0
 
 
 class Grid:
-    """Amplitudes by arrival time in twentieths of a sample, float32 (bands, (80 + samples) x 21)."""
+    """Amplitudes by arrival time in twentieths of a sample, float32 (bands, (80 + samples + 1) x 21).
+
+    The last row is there for what by rounding arrives at the very end.
+    """
 
     def __init__(self, samples: int, rate_hz: int, bands: int = 1) -> None:
         self.samples = samples
         self.rate_hz = rate_hz
-        self._cells = np.zeros((bands, _SILENCE + samples * kernel.ROW), dtype=np.float32)
+        self._cells = np.zeros((bands, _SILENCE + (samples + 1) * kernel.ROW), dtype=np.float32)
 
     @property
     def after_silence(self) -> Signal:
-        """The cells from arrival time 0 on, float32 (bands, samples x 21), to be added to."""
+        """The cells from arrival time 0 on, float32 (bands, (samples + 1) x 21), to be added to."""
         return self._cells[:, _SILENCE:]
 
     def add(self, time_samples: npt.NDArray[np.float64], amplitude: npt.NDArray[np.float64]) -> None:
@@ -60,7 +63,7 @@ class Grid:
         samples = np.exp(per_sample * np.arange(self.samples)).astype(np.float32)
         steps = np.exp(per_sample * np.arange(kernel.ROW) / kernel.STEPS).astype(np.float32)
         swallowed = cells.copy()
-        rows = swallowed[_SILENCE:].reshape(self.samples, kernel.ROW)
+        rows = swallowed[_SILENCE : -kernel.ROW].reshape(self.samples, kernel.ROW)
         rows *= samples[:, None]
         rows *= steps
         return swallowed

@@ -43,37 +43,43 @@ def taps() -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(table[:, ::-1].T, dtype=np.float32).reshape(-1)
 
 
-def _deposit(x, xr, xo, xd, y, yr, yo, yd, z, zr, zo, zd, z_end, order, far2, scale, patterns, grid):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0917
+def _deposit(x, xr, xo, xd, y, yr, yo, yd, z, zr, zo, zd, z_end, order, near2, far2, scale, patterns, grid):  # type: ignore[no-untyped-def]  # noqa: C901, PLR0917
     """Add all images of a shoebox to ``grid`` float32 (bands, samples x 21); returns how many.
 
     ``x`` float64 (nx,) are squared distances along x of the images from the microphone, ascending; ``xr`` float32
     (bands, nx) their reflection factors; ``xo`` int64 (nx,) how often they are reflected; ``xd`` float64 (2, nx) their
     projections in metres on the axes of the source's and the microphone's pattern. So for y and z. ``z_end`` tells per
-    number of reflections left how many of the first z may have as few; images from the squared distance ``far2`` on or
-    with more than ``order`` reflections do not count. ``scale`` is in samples per metre, ``patterns`` holds the p of
-    p + (1 - p) cos a of source and microphone.
+    number of reflections left how many of the first z may have as few; images nearer than the squared distance
+    ``near2``, from ``far2`` on, or with more than ``order`` reflections do not count. ``scale`` is in samples per
+    metre, ``patterns`` holds the p of p + (1 - p) cos a of source and microphone.
     """
     n = z.shape[0]
     bands = grid.shape[0]
     low, high, place = np.empty(n, np.float32), np.empty(n, np.float32), np.empty(n, np.int64)
     source_p, source_q, mic_p, mic_q = patterns[0], 1 - patterns[0], patterns[1], 1 - patterns[1]
-    source_z, mic_z = zd[0], zd[1]
     images = 0
     for i in range(x.shape[0]):
-        end = n
+        begin, end = n, n
         for j in range(y.shape[0]):
             d2 = x[i] + y[j]
             if d2 >= far2:
                 break
             while end > 0 and z[end - 1] >= far2 - d2:
                 end -= 1
+            while begin > 0 and z[begin - 1] >= near2 - d2:
+                begin -= 1
             left = order - xo[i] - yo[j]
             if left < 0:
                 continue
             last = min(end, z_end[min(left, z_end.shape[0] - 1)])
+            count = last - begin
+            if count <= 0:
+                continue
+            # Indices from 0 on: numba lets negative ones count from the end, and then uses no vector instructions.
+            z_here, order_here, source_z, mic_z = z[begin:last], zo[begin:last], zd[0, begin:last], zd[1, begin:last]
             source_xy, mic_xy = xd[0, i] + yd[0, j], xd[1, i] + yd[1, j]
-            for k in range(last):
-                distance = math.sqrt(d2 + z[k])
+            for k in range(count):
+                distance = math.sqrt(d2 + z_here[k])
                 inverse = 1 / distance
                 time = distance * scale
                 whole = int(time)
@@ -82,21 +88,21 @@ def _deposit(x, xr, xo, xd, y, yr, yo, yd, z, zr, zo, zd, z_end, order, far2, sc
                 place[k] = whole * ROW + whole_step
                 gain = inverse * (source_p + source_q * inverse * (source_xy + source_z[k]))
                 gain *= mic_p + mic_q * inverse * (mic_xy + mic_z[k])
-                if zo[k] > left:
+                if order_here[k] > left:
                     gain = 0.0
                 above = gain * (step - whole_step)
                 high[k] = above
                 low[k] = gain - above
             for band in range(bands):
-                factor, here, reflected = xr[band, i] * yr[band, j], grid[band], zr[band]
+                factor, here, reflected = xr[band, i] * yr[band, j], grid[band], zr[band, begin:last]
                 if factor < SILENT:
                     continue
-                for k in range(last):
+                for k in range(count):
                     amplitude = factor * reflected[k]
                     at = place[k]
                     here[at] += amplitude * low[k]
                     here[at + 1] += amplitude * high[k]
-            images += last
+            images += count
     return images
 
 

@@ -16,6 +16,7 @@ from rig.rooms.images.grid import Grid
 # About two seconds of one processor; a plan that needs more is better served by rays.
 MAX_IMAGES = 500_000_000
 ALL_ORDERS = 1_000_000
+SHELL_BYTES = 500_000
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,14 @@ def add_images(
     arrays = [array for axis in axes for array in (axis.squared_m2, axis.reflection, axis.orders, axis.projections_m)]
     patterns = np.array([source.directivity.omni_share, device.directivity.omni_share])
     most = ALL_ORDERS if order is None else order
-    return int(
-        kernel.deposit(
-            *arrays, _ends(axes[2].orders), most, far_m**2, grid.rate_hz / speed_mps, patterns, grid.after_silence
-        )
-    )
+    cells, ends, scale = grid.after_silence, _ends(axes[2].orders), grid.rate_hz / speed_mps
+    # Shell by shell, so that the cells that are written stay in the processor's cache.
+    shells = math.ceil(cells.nbytes / SHELL_BYTES)
+    limits_m = np.linspace(0, far_m, shells + 1)
+    images = 0
+    for near, far in zip(limits_m[:-1], limits_m[1:], strict=True):
+        images += kernel.deposit(*arrays, ends, most, near**2, far**2, scale, patterns, cells)
+    return images
 
 
 def count_images(size_m: tuple[float, float, float], far_m: float, order: int | None) -> float:

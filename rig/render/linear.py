@@ -6,8 +6,8 @@ import numpy as np
 
 from rig.render import kernels
 from rig.render.material import Floats, Material
-from rig.render.renderer import BATCH, DEFAULT_BLOCK, DEFAULT_CACHE_BYTES, Doubles, Part, Renderer
-from rig.render.rows import Integers
+from rig.render.renderer import DEFAULT_BLOCK, DEFAULT_CACHE_BYTES, Doubles, Part, Renderer
+from rig.render.rows import Integers, grown
 from rig.render.spectra import LANES, fraction_spectrum
 
 
@@ -25,11 +25,14 @@ class LinearRenderer(Renderer):
     ) -> None:
         super().__init__(material, window=window, block=block, cache_bytes=cache_bytes, fractional=fractional)
         bins, cells = self._fft_size // 2 + 1, -(-self._length // kernels.CELL)
-        self._wet = np.empty((self._wet_store.capacity, self._length), np.float32)
-        self._peaks = np.empty((self._wet_store.capacity, cells), np.float32)
-        self._energies = np.empty((self._wet_store.capacity, cells), np.float32)
-        self._products = np.empty((BATCH, bins), np.complex64)
-        self._fresh = np.empty((BATCH, self._fft_size), np.float32)
+        self._wet = np.empty((0, self._length), np.float32)
+        self._peaks, self._energies = np.empty((0, cells), np.float32), np.empty((0, cells), np.float32)
+        self._products = np.empty((self.batch, bins), np.complex64)
+        self._fresh = np.empty((self.batch, self._fft_size), np.float32)
+
+    def _reserve(self, slots: int) -> None:
+        self._wet, self._peaks = grown(self._wet, slots), grown(self._peaks, slots)
+        self._energies = grown(self._energies, slots)
 
     def _convolve(self, sounds: Integers, responses: Integers, fractions: Integers, slots: Integers) -> None:
         x, h = self._sound_spectra, self._response_spectra

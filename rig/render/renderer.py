@@ -19,14 +19,11 @@ from scipy import fft
 from edge.errors import UsageError
 from rig.render.conditions import SILENT, Conditions
 from rig.render.material import Floats, Material
-from rig.render.rows import Integers, RowStore, distinct
-from rig.render.spectra import FRACTIONS, LANES, TAPS, Spectra
+from rig.render.rows import FEW, Integers, RowStore, distinct
+from rig.render.spectra import FRACTIONS, TAPS, Spectra
 
 Doubles = NDArray[np.float64]
 
-# Transforms run over so many rows at once. A multiple of every vector width, so that a row takes the same path
-# through the transform whatever stands beside it, and few enough to stay in the cache.
-BATCH = 16
 DEFAULT_BLOCK = 64
 # What is needed is worked out for so many conditions at once, if the store has room for their sounds.
 SPAN = 1024
@@ -93,8 +90,8 @@ class Part:
 class Renderer(ABC):
     """Conditions in, what the device hears out; how it is computed is a subclass's.
 
-    Memory: spectra and convolved sounds in at most ``cache_bytes`` (but 64 rows at least), and one block of ``block``
-    conditions, however many conditions there are.
+    Memory: spectra and convolved sounds in at most ``cache_bytes`` (but 32 rows of each at least), and one block of
+    ``block`` conditions, however many conditions there are.
 
     Args:
         material: clips, perturbations, responses.
@@ -106,6 +103,8 @@ class Renderer(ABC):
     Raises:
         UsageError: a window, block or cache of no size.
     """
+
+    batch = 8  # sounds convolved at once: enough for the vector unit, few enough for the cache
 
     def __init__(
         self,
@@ -127,15 +126,15 @@ class Renderer(ABC):
         self._sounds = len(material.clips) + len(material.perturbations)
         pairs = self._sounds * len(material.responses) * (FRACTIONS if fractional else 1)
         rows = cache_bytes // (4 * self._fft_size)
-        self._wet_store = RowStore(min(max(2 * BATCH, rows // 2), pairs))
+        self._wet_store = RowStore(min(max(FEW, rows // 2), pairs))
         self._sound_spectra = Spectra(
-            self._sound, count=self._sounds, fft_size=self._fft_size, capacity=max(LANES * BATCH, rows // 4)
+            self._sound, count=self._sounds, fft_size=self._fft_size, capacity=max(FEW, rows // 4)
         )
         self._response_spectra = Spectra(
             material.responses.__getitem__,
             count=len(material.responses),
             fft_size=self._fft_size,
-            capacity=max(LANES * BATCH, rows // 4),
+            capacity=max(FEW, rows // 4),
         )
 
     def blocks(
@@ -153,19 +152,16 @@ class Renderer(ABC):
         """
         out = np.empty((self.block, self.window), np.float32)
         stages = tuple(stages)
-        for table in (conditions,) if isinstance(conditions, Conditions) else conditions:
-            self._check(table)
-            for part in self._parts(table):
-                levels = self._measure(part)
-                for at in range(0, len(part.conditions), self.block):
-                    rows = slice(at, min(at + self.block, len(part.conditions)))
-                    pcm = out[: rows.stop - at]
-                    self._mix(self._held(part), rows, pcm)
-                    indices = np.arange(first + at, first + rows.stop, dtype=np.int64)
-                    for stage in stages:
-                        stage.apply(pcm, indices)
-                    yield Block(indices, pcm, levels[rows])
-                first += len(part.conditions)
+        for number, part in self._numbered(conditions, first):
+            levels = self._measure(part)
+            for at in range(0, len(part.conditions), self.block):
+                rows = slice(at, min(at + self.block, len(part.conditions)))
+                pcm = out[: rows.stop - at]
+                self._mix(self._held(part), rows, pcm)
+                indices = np.arange(number + at, number + rows.stop, dtype=np.int64)
+                for stage in stages:
+                    stage.apply(pcm, indices)
+                yield Block(indices, pcm, levels[rows])
 
     def render(self, conditions: Conditions, out: Floats | None = None) -> tuple[Floats, Levels]:
         """Render a whole table at once, before any stage, into ``out`` float32 (conditions, window) if it is given.
@@ -208,6 +204,14 @@ class Renderer(ABC):
                 f"conditions: delay of condition {first} is {table.delay[first]} samples: round it to whole samples,"
                 " or allow fractional delays"
             )
+
+    def _numbered(self, conditions: Conditions | Iterable[Conditions], first: int) -> Iterator[tuple[int, Part]]:
+        """All parts of all tables, with the number of the first condition of each."""
+        for table in (conditions,) if isinstance(conditions, Conditions) else conditions:
+            self._check(table)
+            for part in self._parts(table):
+                yield first, part
+                first += len(part.conditions)
 
     def _parts(self, table: Conditions) -> Iterator[Part]:
         """The table in parts whose sounds the store can hold at once, each of them ready to be mixed."""
@@ -266,8 +270,9 @@ class Renderer(ABC):
     def _wet_slots(self, keys: Integers) -> Integers:
         slots, missing = self._wet_store.claim(keys.tolist())
         try:
-            for at in range(0, len(missing), BATCH):
-                fresh = missing[at : at + BATCH]
+            self._reserve(self._wet_store.in_use)
+            for at in range(0, len(missing), self.batch):
+                fresh = missing[at : at + self.batch]
                 pair, fraction = np.divmod(keys[fresh], FRACTIONS)
                 sound, response = np.divmod(pair, len(self.material.responses))
                 self._convolve(sound, response, fraction, slots[fresh])
@@ -282,8 +287,12 @@ class Renderer(ABC):
         return sound
 
     @abstractmethod
+    def _reserve(self, slots: int) -> None:
+        """Have room for so many convolved sounds; those that are there stay."""
+
+    @abstractmethod
     def _convolve(self, sounds: Integers, responses: Integers, fractions: Integers, slots: Integers) -> None:
-        """Fill slots with sounds (clips first, then perturbations) through responses, at most BATCH of them."""
+        """Fill slots with sounds (clips first, then perturbations) through responses, at most ``batch`` of them."""
 
     @abstractmethod
     def _mix(self, part: Part, rows: slice, out: Floats) -> None:

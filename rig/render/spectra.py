@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from rig.render.material import Floats
-from rig.render.rows import Integers, RowStore, distinct
+from rig.render.rows import FEW, Integers, RowStore, distinct, grown
 
 Spectrum = NDArray[np.complex64]
 
@@ -34,13 +34,14 @@ class Spectra:
     def __init__(self, row: Callable[[int], Floats], *, count: int, fft_size: int, capacity: int) -> None:
         self._row, self._count, self._fft_size = row, count, fft_size
         groups = min(-(-capacity // LANES), -(-count // LANES))
-        self._store = RowStore(groups)
-        self.table = np.empty((groups * LANES, fft_size // 2 + 1), np.complex64)
+        self._store = RowStore(groups, FEW // LANES)
+        self.table = np.empty((0, fft_size // 2 + 1), np.complex64)
 
     def find(self, rows: Integers) -> Integers:
         """Where in ``table`` the spectra of these rows stand until the next call."""
         keys, where = distinct(rows // LANES)
         groups, missing = self._store.claim(keys.tolist())
+        self.table = grown(self.table, self._store.in_use * LANES)
         padded = np.empty((LANES, self._fft_size if missing else 0), np.float32)
         try:
             for number in missing:

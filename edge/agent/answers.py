@@ -7,13 +7,13 @@ import logging
 import sqlite3
 from collections.abc import Sequence
 
-from edge.agent.outbox import Outbox, Stored
 from edge.agent.prediction import Predictor
 from edge.agent.trials import Heard, Refused
 from edge.commands.limiter import Limiter
 from edge.errors import DataError, UnavailableError
 from edge.messages import MAX_PAYLOAD_BYTES, Listen, Prediction, Reply, parse
 from edge.mqtt.link import Link
+from edge.outbox.outbox import Outbox, Stored
 from edge.sound.ring import Pcm16
 from edge.sound.streams import Streams
 

@@ -18,7 +18,6 @@ from nacl.signing import VerifyKey
 from edge.agent.answers import Answers
 from edge.agent.management import Management
 from edge.agent.notify import Notifier
-from edge.agent.outbox import Outbox
 from edge.agent.prediction import Predictor
 from edge.agent.recogniser import Model, Recogniser
 from edge.agent.reports import Reports
@@ -35,6 +34,7 @@ from edge.listening.trigger import ListeningSettings
 from edge.messages import Acknowledge, Clock, Listen, Reply
 from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.link import Link
+from edge.outbox.outbox import Outbox
 from edge.sound.microphones.protocol import Microphone
 from edge.sound.recorder import Recorder
 from edge.sound.streams import Stream, Streams

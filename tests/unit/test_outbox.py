@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from edge.agent import outbox as module
-from edge.agent.outbox import Outbox
 from edge.errors import UnavailableError
 from edge.messages import Prediction, parse
+from edge.outbox.outbox import Outbox
 
 
 def _prediction(seq: int, *, boot_id: str = "boot", trial_id: str | None = None) -> Prediction:
@@ -164,7 +164,7 @@ def test_what_was_stored_survives_a_kill(tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from edge.agent.outbox import Outbox
+from edge.outbox.outbox import Outbox
 from edge.messages import Prediction
 outbox = Outbox(Path(sys.argv[1]))
 for seq in range(100_000):
@@ -284,7 +284,7 @@ _FULL_DISK = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from edge.agent.outbox import Outbox
+from edge.outbox.outbox import Outbox
 from edge.messages import Prediction, parse
 
 def prediction(seq):

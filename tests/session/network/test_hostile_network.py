@@ -39,7 +39,7 @@ DEVICES = ("kitchen", "hall")
 # The whole outbox of an agent, with another limit than the ten thousand rows that take hours to fill.
 SMALL_OUTBOX = """
 import sys
-from edge.agent.outbox import Outbox
+from edge.outbox.outbox import Outbox
 Outbox.__init__.__kwdefaults__["limit_rows"] = int(sys.argv.pop(1))
 from edge.cli import main
 main()

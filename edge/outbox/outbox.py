@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.agent.outbox_file import OutboxFile, Row, is_damage
-from edge.agent.overflow import Overflow
 from edge.errors import UnavailableError
 from edge.messages import Prediction
+from edge.outbox.file import OutboxFile, Row, is_damage
+from edge.outbox.overflow import Overflow
 
 log = logging.getLogger(__name__)
 

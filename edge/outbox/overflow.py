@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection
 
-from edge.agent.outbox_file import Row
+from edge.outbox.file import Row
 
 # Memory is scarcer than disk.
 LIMIT_ROWS = 500

@@ -1,0 +1,1 @@
+"""Predictions that wait on disk until a rig has acknowledged them."""

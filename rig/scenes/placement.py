@@ -19,8 +19,8 @@ from rig.rooms.space import Space
 from rig.scenes.placed import WALL_MARGIN_M, Circle, Grid, Line, Placed, Random
 
 MAX_PLACES = 20_000
-# Random draws give up after so many tries per place.
-TRIES = 1000
+# A draw gives up after so many tries in a row that found no place.
+TRIES = 5000
 TALKER = "talker"
 _Points = npt.NDArray[np.float64]
 
@@ -226,15 +226,17 @@ def _drawn(space: Space, key: str, random: Random, taken: list[Point]) -> list[P
     high = np.array([x_high, y_high, random.heights_m[1]])
     points: list[Point] = []
     occupied = np.concatenate([_array(taken), np.full((random.count, 3), np.inf)])
-    for attempt in range(TRIES * random.count):
+    misses = 0
+    while misses < TRIES:
         point = _point(np.round(low + generator.random(3) * (high - low), 4))
         if _is_free(space, point, random.off_walls_m, random.apart_m, occupied):
             occupied[len(taken) + len(points)] = point
             points.append(point)
             if len(points) == random.count:
                 return points
-        elif attempt >= 20 * TRIES * (len(points) + 1):
-            break
+            misses = 0
+        else:
+            misses += 1
     raise PlanError(
         f"{key}: found {len(points)} of {random.count} places {random.off_walls_m:g} m off the walls and"
         f" {random.apart_m:g} m apart, take fewer, or a smaller off_walls_m or apart_m"

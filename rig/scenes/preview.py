@@ -105,7 +105,7 @@ def budgets(
         more than 0.1 % of their samples beyond the converter's range).
     """
     window = clips.shape[1]
-    signs = (np.random.default_rng(seed).integers(0, 2, window) * 2 - 1).astype(np.float64)
+    signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), (1, window))
     converter = Clipping(limit=10 ** (scene.clip_dbfs / 20))
     talker = next(iter(scene.placements.talkers))
     rows: list[dict[str, Any]] = []
@@ -113,15 +113,19 @@ def budgets(
     for device in scene.placements.devices:
         onset = round(heard.wire.onset(device_key(device), talker_key(talker)))
         wet = _heard_at(heard, device, talker_key(talker), clips.astype(np.float64), onset)
-        rms = np.sqrt(np.mean(wet**2, axis=1))
+        rms: npt.NDArray[np.float64] = np.sqrt(np.mean(wet**2, axis=1))
         order: npt.NDArray[np.intp] = np.argsort(np.abs(wet).max(axis=1), kind="stable")
-        loudest = wet[order[::-1][:LOUDEST]]
-        base = {"device": device, "tried": len(loudest), "talker_dbfs": _rounded(_db(float(np.median(rms))))}
+        loudest = np.asarray(wet[np.flip(order)[:LOUDEST]])
+        base: dict[str, Any] = {
+            "device": device,
+            "tried": len(loudest),
+            "talker_dbfs": _rounded(_db(float(np.median(rms)))),
+        }
         rows.append({**base, "attacker": None, "eps": 0.0, "snr_db": None, "clipped": _clipped(converter, loudest)})
         done += 1
         for attacker in scene.placements.attackers:
             progress(done, total, f"{attacker} at {device}")
-            noise = _heard_at(heard, device, attacker_key(attacker), signs[None], onset)[0]
+            noise = _heard_at(heard, device, attacker_key(attacker), signs, onset)[0]
             noise_rms = float(np.sqrt(np.mean(noise**2)))
             for budget in eps:
                 ratios = [_db(float(value)) - _db(noise_rms * budget) for value in rms]
@@ -195,7 +199,7 @@ def _lacks_late_echoes(scene: Scene, found: Mapping[str, Any]) -> bool:
     times = [row["t30_s"] for row in found["pairs"] if row["t30_s"]]
     if scene.measured is not None or scene.method == "rays" or not times or not expected_s:
         return False
-    return float(np.median(times)) < 0.6 * expected_s
+    return bool(np.median(times) < 0.6 * expected_s)
 
 
 def _loudspeakers(scene: Scene) -> list[tuple[str, str, Placement]]:

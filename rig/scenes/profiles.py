@@ -1,7 +1,8 @@
 """Frequency responses of loudspeakers and microphones, by name or from a file.
 
 Named ones are magnitudes turned into minimum-phase filters, which is what such transducers are: nothing arrives before
-its time, nothing is turned around. They have 0 dB at 1 kHz and say where their shape comes from; they stand for a kind
+its time, nothing is turned around, and what is late (half a millisecond in the telephone band) is late for a reason.
+They have 0 dB at 1 kHz and say where their shape comes from; they stand for a kind
 of thing, not for a product, for which a measured response is the right answer.
 """
 
@@ -123,7 +124,8 @@ def load(kind: Kind, name: str, rate_hz: int) -> Response:
     """
     if is_profile(kind, name):
         profile = PROFILES[kind][name]
-        return Response(minimum_phase(profile.points, rate_hz), 0, f"{name}: {profile.source}", 0.0)
+        taps = minimum_phase(profile.points, rate_hz)
+        return Response(taps, int(np.argmax(np.abs(taps))), f"{name}: {profile.source}", 0.0)
     return _read(kind, Path(name), rate_hz)
 
 

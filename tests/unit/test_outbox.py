@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edge.agent import outbox as module
 from edge.errors import UnavailableError
 from edge.messages import Prediction, parse
+from edge.outbox import outbox as module
 from edge.outbox.outbox import Outbox
 
 

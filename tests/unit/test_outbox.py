@@ -322,7 +322,7 @@ def test_a_disk_that_takes_nothing_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded_while_the_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edge.agent import overflow
+    from edge.outbox import overflow
 
     monkeypatch.setattr(overflow, "LIMIT_ROWS", 3)
     outbox = Outbox(tmp_path / "o")

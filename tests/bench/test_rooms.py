@@ -1,4 +1,6 @@
-"""A shoebox's responses against the simulators that there are, in turn in one run, with the time that a user waits.
+"""A shoebox's responses against the simulators that there are, in turn in one run.
+
+What is timed is the processor time of all threads, so that a busy machine does not make the longer look longer still.
 
 ``pip install rir-generator`` adds that one to the table; nothing here needs it.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pyroomacoustics
@@ -60,15 +62,15 @@ def in_turn(candidates: dict[str, Callable[[], np.ndarray]]) -> dict[str, list[f
         for name, run in candidates.items():
             if name in SLOW and round_ > 0:
                 continue
-            start = perf_counter()
+            start = process_time()
             run()
-            times[name].append(perf_counter() - start)
+            times[name].append(process_time() - start)
     return times
 
 
 def show(title: str, times: dict[str, list[float]], base: str) -> dict[str, float]:
     """Prints medians; returns how many times longer the base takes in the same round, by name."""
-    print(f"\n{title}, median of {ROUNDS} rounds in turn:")
+    print(f"\n{title}, processor time, median of {ROUNDS} rounds in turn:")
     ratios = {
         name: float(np.median(np.array(times[base][: len(taken)]) / np.array(taken))) for name, taken in times.items()
     }
@@ -133,4 +135,4 @@ def test_a_response_in_octave_bands(kind: str) -> None:
     times = in_turn({base: theirs, "earshot, the same images": lambda: earshot(space)})
     ratios = show(f"{SIZE_M} m, {kind}, 7 bands, order {order}; difference {difference:.3%}", times, base)
     assert difference < MAX_DIFFERENCE
-    assert ratios["earshot, the same images"] > 1
+    assert ratios["earshot, the same images"] > AT_LEAST / 2

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 
 from rig.rooms.images import kernel
 
@@ -14,6 +15,8 @@ Signal = npt.NDArray[np.float32]
 # A response begins this much before time 0, so that the left half of the direct path's sinc has room.
 OFFSET_SAMPLES = kernel.HALF
 _SILENCE = (kernel.TAPS - 1) * kernel.ROW
+# The short sinc has its peak at tap 8 (of 0 to 17), the long one at tap 40 (of 0 to 80).
+_SHORT_LATER = (kernel.TAPS - 1 - kernel.HALF - (kernel.SHORT // 2)) * kernel.ROW
 BASE_HZ = 125.0
 
 
@@ -49,12 +52,17 @@ class Grid:
             speed_mps: speed of sound.
         """
         bands = self._cells.shape[0] if air_per_m is None else len(air_per_m)
+        centres_hz = band_centres_hz(self.rate_hz)
         parts = np.empty((bands, self.samples), dtype=np.float32)
         for band in range(bands):
             cells = self._cells[min(band, self._cells.shape[0] - 1)]
             if air_per_m is not None:
                 cells = self._swallow(cells, float(air_per_m[band]), speed_mps)
-            kernel.sum_steps(cells, _taps(), parts[band])
+            if bands > 1 and centres_hz[band] < self.rate_hz / 6:
+                # Its filter lets nothing through that the short sinc gets wrong.
+                kernel.sum_steps(cells[_SHORT_LATER:], _short_taps(), parts[band])
+            else:
+                kernel.sum_steps(cells, _taps(), parts[band])
         return parts[0] if bands == 1 else join_bands(parts, self.rate_hz)
 
     def _swallow(self, cells: Signal, per_m: float, speed_mps: float) -> Signal:
@@ -81,9 +89,10 @@ def join_bands(parts: Signal, rate_hz: int) -> Signal:
     """
     samples = parts.shape[1]
     size = 2 ** math.ceil(math.log2(2 * samples))
-    spectra = np.fft.rfft(parts, n=size, axis=1)
+    spectra = scipy.fft.rfft(parts, n=size, axis=1)
     spectra *= _squared_windows(size, rate_hz)
-    return np.fft.irfft(spectra.sum(axis=0), n=size)[:samples].astype(np.float32)
+    joined: Signal = scipy.fft.irfft(spectra.sum(axis=0), n=size)[:samples].astype(np.float32)
+    return joined
 
 
 @lru_cache(maxsize=8)
@@ -101,3 +110,8 @@ def _squared_windows(size: int, rate_hz: int) -> npt.NDArray[np.float32]:
 @lru_cache(maxsize=1)
 def _taps() -> Signal:
     return kernel.taps()
+
+
+@lru_cache(maxsize=1)
+def _short_taps() -> Signal:
+    return kernel.short_taps()

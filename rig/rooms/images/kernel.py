@@ -21,6 +21,7 @@ from numba import njit
 STEPS = 20
 TAPS = 81
 HALF = TAPS // 2
+SHORT = 18
 # The window does not move with the fraction, so step 20 of a sample is not step 0 of the next.
 ROW = STEPS + 1
 # Reflected down to -180 dB nothing is heard, and numbers that are smaller still would slow the processor down.
@@ -40,6 +41,13 @@ def taps() -> npt.NDArray[np.float32]:
     tap = np.arange(TAPS)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * tap / (TAPS - 1))
     table = window * np.sinc(tap - HALF - np.arange(ROW)[:, None] / STEPS)
+    return np.ascontiguousarray(table[:, ::-1].T, dtype=np.float32).reshape(-1)
+
+
+def short_taps() -> npt.NDArray[np.float32]:
+    """The same for sound up to a fifth of the rate, float32 (18 x 21,): what follows must remove what is above."""
+    offset = np.arange(SHORT) - (SHORT // 2 - 1) - np.arange(ROW)[:, None] / STEPS
+    table = np.sinc(offset) * np.i0(8.0 * np.sqrt(np.maximum(1 - (offset / (SHORT // 2)) ** 2, 0))) / np.i0(8.0)
     return np.ascontiguousarray(table[:, ::-1].T, dtype=np.float32).reshape(-1)
 
 
@@ -122,12 +130,27 @@ def _deposit_list(time, amplitude, grid):  # type: ignore[no-untyped-def]
 
 
 def _sum_steps(grid, taps, out):  # type: ignore[no-untyped-def]
-    """Response float32 (samples,) of a grid float32 ((80 + samples) x 21,) whose first 80 samples are silent."""
-    for sample in range(out.shape[0]):
-        here = grid[sample * ROW : sample * ROW + TAPS * ROW]
+    """Response float32 (samples,) of a grid that begins as many silent samples early as there are taps, less one."""
+    width = taps.shape[0]
+    whole = out.shape[0] // 4 * 4
+    # Four at a time, because a tap that is read once then serves four.
+    for sample in range(0, whole, 4):
+        at = sample * ROW
+        one, two = grid[at : at + width], grid[at + ROW : at + ROW + width]
+        three, four = grid[at + 2 * ROW : at + 2 * ROW + width], grid[at + 3 * ROW : at + 3 * ROW + width]
+        sum_one, sum_two, sum_three, sum_four = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for tap in range(width):
+            weight = taps[tap]
+            sum_one += one[tap] * weight
+            sum_two += two[tap] * weight
+            sum_three += three[tap] * weight
+            sum_four += four[tap] * weight
+        out[sample], out[sample + 1], out[sample + 2], out[sample + 3] = sum_one, sum_two, sum_three, sum_four
+    for sample in range(whole, out.shape[0]):
+        last = grid[sample * ROW : sample * ROW + width]
         total = np.float32(0)
-        for tap in range(TAPS * ROW):
-            total += here[tap] * taps[tap]
+        for tap in range(width):
+            total += last[tap] * taps[tap]
         out[sample] = total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from rig.rooms.images.grid import Grid
 # About two seconds of one processor; a plan that needs more is better served by rays.
 MAX_IMAGES = 500_000_000
 ALL_ORDERS = 1_000_000
-SHELL_BYTES = 500_000
+SHELL_BYTES = 800_000
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def add_images(
     shells = math.ceil(cells.nbytes / SHELL_BYTES)
     limits_m = np.linspace(0, far_m, shells + 1)
     images = 0
-    for near, far in zip(limits_m[:-1], limits_m[1:], strict=True):
+    for near, far in itertools.pairwise(limits_m):
         images += kernel.deposit(*arrays, ends, most, near**2, far**2, scale, patterns, cells)
     return images
 

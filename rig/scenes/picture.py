@@ -68,7 +68,7 @@ def save(path: Path, scene: Scene, *, title: str, critical_distance_m: float | N
     # Without a date the same scene gives the same file.
     undated: dict[str, Any] = {".png": {"Software": "earshot"}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     kind = path.suffix.lower()
-    figure.savefig(buffer, format=kind[1:], metadata=undated[kind])
+    figure.savefig(buffer, format=kind[1:], metadata=undated[kind], bbox_inches="tight")
     files.write(path, buffer.getvalue())
 
 

@@ -1,6 +1,7 @@
 """Scenes in a plan: where things stand, what cannot be, and that a scene reads back as it was written."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import yaml
 from edge.errors import PlanError
 from rig import plan
 from rig.rooms import geometry
-from rig.scenes import Scene, expand
+from rig.scenes import Scene, expand, profiles
 from rig.scenes.placed import Placed
 from rig.scenes.placement import place
 
@@ -30,8 +31,12 @@ def room(**changes):
 
 
 def parse(folder=Path("/"), **changes):
-    document = {"name": "p", "bundles": ["a.earshot"], "attacks": [{"name": "benign"}], "room": room(**changes)}
-    return plan.parse(document, "x.yaml", folder).room
+    return parse_whole(room(**changes), folder)
+
+
+def parse_whole(document, folder):
+    whole = {"name": "p", "bundles": ["a.earshot"], "attacks": [{"name": "benign"}], "room": document}
+    return plan.parse(whole, "x.yaml", folder).room
 
 
 def attackers(**shape):
@@ -278,3 +283,17 @@ def test_without_walls_only_distances_are_checked():
 def test_the_level_is_set_at_the_first_device():
     scene = parse(gain_db=6, devices_m={"far": [3, 2, 1], "near": [1.5, 1, 1]})
     assert scene.level == pytest.approx(math.sqrt(5) * 10**0.3)
+
+
+def test_the_scenes_in_the_documents_can_be(tmp_path):
+    (tmp_path / "kitchen").mkdir()
+    for name in ("kitchen/talker.wav", "kitchen.sofa"):
+        (tmp_path / name).touch()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "rooms.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    scenes = [parse_whole(yaml.load(block, Loader=plan._Loader)["room"], tmp_path) for block in blocks]
+    assert len(scenes) == 3
+    assert len(expand(scenes[0]).attackers) > 60
+    assert scenes[2].measured["table"]["shelf"].measurement == 2
+    for kind in profiles.PROFILES.values():
+        assert all(f"`{name}`" in text for name in kind)

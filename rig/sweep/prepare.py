@@ -194,8 +194,8 @@ def _digest(plan: Plan, loaded: Material, device: str) -> str:
 def _write_responses(found: Outline, folder: Path, progress: Progress) -> tuple[dict[str, Any], ...]:
     scene = found.plan.room
     if scene is None:
-        _save(folder / jobs.RESPONSES, np.ones((1, 1), np.float32))
         # Talker and attacker stand in one place, which is the device's.
+        _save(folder / jobs.RESPONSES, np.ones((2, 1), np.float32))
         _save(folder / jobs.ONSETS, np.zeros((1, 1, 2), np.float64))
         return ({},)
     from rig.scenes.respond import respond  # noqa: PLC0415 - not for a plan without a room

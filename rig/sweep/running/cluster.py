@@ -104,7 +104,7 @@ def _follow(client: Any, job: Job, wanted: Sequence[int], ahead: int) -> Iterato
         return client.submit(_compute, digest, span, job.sounds(span), key=key, retries=RETRIES, pure=False)
 
     waiting = iter(wanted)
-    running = as_completed([submit(number) for _, number in zip(range(ahead), waiting, strict=False)])
+    running = as_completed([submit(number) for _, number in zip(range(ahead), waiting, strict=False)], loop=client.loop)
     for future in running:
         number, content = future.result()
         future.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -10,6 +11,13 @@ import numpy.typing as npt
 
 from edge.errors import PlanError
 from rig.rooms.space import OTHERS, Absorber, Space
+
+BASE_HZ = 125.0
+
+
+def band_centres_hz(rate_hz: int) -> npt.NDArray[np.float64]:
+    """Centres of the octave bands at a rate, float64 (bands,): 125 Hz and its octaves up to half the rate."""
+    return np.float64(BASE_HZ) * 2.0 ** np.arange(math.floor(math.log2(rate_hz / BASE_HZ)))
 
 
 @lru_cache(maxsize=1)

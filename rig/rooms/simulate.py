@@ -69,13 +69,13 @@ def _compute(
     progress: Progress,
 ) -> Responses:
     progress(0, 1, "preparing the simulator (takes some seconds the first time)")
-    from rig.rooms.images.grid import OFFSET_SAMPLES, band_centres_hz  # noqa: PLC0415 - numba takes a second to import
+    from rig.rooms.images.grid import OFFSET_SAMPLES  # noqa: PLC0415 - numba takes a second to import
     from rig.rooms.images.respond import respond  # noqa: PLC0415 - as above
 
     facts: dict[str, Any] = {}
     speed_mps = space.air.speed_mps
     if space.rt60_s is None:
-        absorption = materials.absorption(space, band_centres_hz(rate_hz))
+        absorption = materials.absorption(space, materials.band_centres_hz(rate_hz))
         rt60_s = None
     else:
         walls = reverberation.solve(space, rate_hz, progress)
@@ -88,7 +88,7 @@ def _compute(
             "critical_distance_m": round(critical_distance_m(geometry.volume_m3(space), walls.rt60_s), 4),
         }
     distance_m = np.array([[math.dist(d.position_m, s.position_m) for s in sources.values()] for d in devices.values()])
-    air = space.air.absorption_per_m(band_centres_hz(rate_hz)) if space.air.absorption else np.zeros(1)
+    air = space.air.absorption_per_m(materials.band_centres_hz(rate_hz)) if space.air.absorption else np.zeros(1)
     eyring_s = [
         reverberation.eyring_s(
             space, absorption[:, min(band, absorption.shape[1] - 1)], float(air[min(band, len(air) - 1)])

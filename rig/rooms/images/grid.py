@@ -10,6 +10,9 @@ import numpy.typing as npt
 import scipy.fft
 
 from rig.rooms.images import kernel
+from rig.rooms.materials import BASE_HZ, band_centres_hz
+
+__all__ = ["OFFSET_SAMPLES", "Grid", "band_centres_hz", "join_bands"]
 
 Signal = npt.NDArray[np.float32]
 # A response begins this much before time 0, so that the left half of the direct path's sinc has room.
@@ -17,7 +20,6 @@ OFFSET_SAMPLES = kernel.HALF
 _SILENCE = (kernel.TAPS - 1) * kernel.ROW
 # The short sinc has its peak at tap 8 (of 0 to 17), the long one at tap 40 (of 0 to 80).
 _SHORT_LATER = (kernel.TAPS - 1 - kernel.HALF - (kernel.SHORT // 2)) * kernel.ROW
-BASE_HZ = 125.0
 
 
 class Grid:
@@ -75,11 +77,6 @@ class Grid:
         rows *= samples[:, None]
         rows *= steps
         return swallowed
-
-
-def band_centres_hz(rate_hz: int) -> npt.NDArray[np.float64]:
-    """Centres of the octave bands at a rate, float64 (bands,): 125 Hz and its octaves up to half the rate."""
-    return np.float64(BASE_HZ) * 2.0 ** np.arange(math.floor(math.log2(rate_hz / BASE_HZ)))
 
 
 def join_bands(parts: Signal, rate_hz: int) -> Signal:

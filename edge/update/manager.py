@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 HEALTHY_S = 60.0
 DEFAULT_BUDGET_MS = 500.0
+# TensorRT builds its engines for minutes; what takes longer hangs.
+TRIAL_S = 1200.0
 
 
 def latency_budget_ms(hop_ms: float | None) -> float:
@@ -38,6 +40,7 @@ class SlotUpdates:
         healthy_s: a new bundle is confirmed when it was healthy for so long without a break.
         runs: windows by which a new bundle's latency is measured.
         patience: of the download.
+        trial_s: so long a bundle is verified and tried before it is given up.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class SlotUpdates:
         healthy_s: float = HEALTHY_S,
         runs: int = 200,
         patience: Patience | None = None,
+        trial_s: float = TRIAL_S,
     ) -> None:
         self._device = device
         self._slots = Slots(folder)
@@ -61,6 +65,8 @@ class SlotUpdates:
         self._healthy_s = healthy_s
         self._healthy_since_s: float | None = None
         self._patience = patience or Patience()
+        self._trial_s = trial_s
+        self._trial_since_s: float | None = None
         self._how = {
             "latency_budget_ms": budget_ms,
             "runs": runs,
@@ -178,7 +184,7 @@ class SlotUpdates:
         self._waiting.clear()
         if self._process is None or self._goal is None:
             return statuses
-        for stage in self._process.stages():
+        for stage in self._stages(self._process):
             self._last_stage = stage.stage
             statuses.append(_of_stage(stage, self._goal, self._device, boot_id))
             if stage.stage == "failed":
@@ -187,6 +193,18 @@ class SlotUpdates:
             self._process = None
             self._pointer = self._slots.pointer() or self._pointer
         return statuses
+
+    def _stages(self, process: UpdatingProcess) -> list[Stage]:
+        """What the process has said, and that it failed when it has been trying for too long."""
+        stages = process.stages()
+        now_s = time.monotonic()
+        if self._trial_since_s is None and any(stage.stage in {"verifying", "testing"} for stage in stages):
+            self._trial_since_s = now_s
+        if not process.over and self._trial_since_s is not None and now_s - self._trial_since_s > self._trial_s:
+            process.end()
+            detail = f"its trial took more than {self._trial_s:g} s and was broken off: the slot that runs is as it was"
+            stages.append(Stage(stage="failed", detail=detail))
+        return stages
 
     def close(self) -> None:
         """End the updating process, if any; what it has downloaded is kept."""
@@ -215,7 +233,7 @@ class SlotUpdates:
                 **self._how,
             }
         )
-        self._goal, self._last_stage = goal, None
+        self._goal, self._last_stage, self._trial_since_s = goal, None, None
         try:
             self._process = UpdatingProcess(job)
         except OSError as error:

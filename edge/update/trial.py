@@ -50,16 +50,21 @@ def try_out(
     alone = threads == 1 and classifier.providers == (CPU,)
     clock_ns = time.thread_time_ns if alone else time.perf_counter_ns
     windows = bundle.golden_pcm
-    took_ms = []
+    took_ms: list[float] = []
+    late = 0
     for run in range(_WARM_UP_RUNS + runs):
         pcm = windows[run % len(windows)][np.newaxis]
         before_ns = clock_ns()
         classifier.scores(pcm)
         took_ms.append((clock_ns() - before_ns) / 1e6)
+        late += latency_budget_ms is not None and run >= _WARM_UP_RUNS and took_ms[-1] > latency_budget_ms
+        # So many lie above the 99th percentile whatever comes after; a very slow model would take hours.
+        if late > runs // 100 + 1:
+            break
     p50_ms, p99_ms = (float(value) for value in np.percentile(took_ms[_WARM_UP_RUNS:], (50, 99)))
     if latency_budget_ms is not None and p99_ms > latency_budget_ms:
         raise ThresholdError(
-            f"{bundle.manifest.name} version {bundle.manifest.version}: 99 % of {runs} windows take {p99_ms:.1f} ms,"
+            f"{bundle.manifest.name} version {bundle.manifest.version}: one window in a hundred takes {p99_ms:.1f} ms,"
             f" more than the {latency_budget_ms:.1f} ms that this device has: listen with a longer hop, or send a"
             " smaller model"
         )

@@ -234,6 +234,38 @@ def test_a_bundle_too_slow_for_this_device_is_refused(device, unharmed, make_tin
     assert latency_budget_ms(None) == 500
 
 
+def test_a_slow_model_is_not_run_to_the_end(make_tiny_bundle, keys, monkeypatch):
+    from edge.bundle.classifier import Classifier
+    from edge.bundle.reading import read_bundle
+    from edge.bundle.signing import load_public_key
+    from edge.errors import ThresholdError
+    from edge.update.trial import try_out
+
+    runs: list[int] = []
+    scores = Classifier.scores
+
+    def counted(self, pcm, **how):
+        runs.append(len(pcm))
+        return scores(self, pcm, **how)
+
+    monkeypatch.setattr(Classifier, "scores", counted)
+    bundle = read_bundle(make_tiny_bundle(version=2), trusted=[load_public_key(keys.public)])
+    with pytest.raises(ThresholdError, match="one window in a hundred takes"):
+        try_out(bundle, runs=1000, latency_budget_ms=1e-4)
+    assert len(runs) < 30
+
+
+def test_a_trial_that_hangs_is_broken_off(device, unharmed, make_tiny_bundle):
+    device.boot(runs=10_000, trial_s=0.2)
+    last = device.update(make_tiny_bundle(version=2))
+    assert last.stage == "failed"
+    assert "took more than 0.2 s and was broken off" in last.detail
+    unharmed()
+    device.boot()
+    device.poll()
+    assert device.update(make_tiny_bundle(version=2)).stage == "installed"
+
+
 def test_a_download_goes_on_after_the_process_was_killed(device, unharmed, make_tiny_bundle):
     bundle = make_tiny_bundle(version=2)
     part = device.slots.folder / f"download/{sha256(bundle)}.part"

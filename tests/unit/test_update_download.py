@@ -124,6 +124,19 @@ def drip(handler):
         time.sleep(0.02)
 
 
+def dripping(head, drop):
+    """Sends ``head``, then ``drop`` again and again, each soon enough for any single wait."""
+
+    def answer(handler):
+        handler.wfile.write(head)
+        for _ in range(200):
+            handler.wfile.write(drop)
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+    return answer
+
+
 def endless(handler):
     handler.send_response(200)
     handler.end_headers()
@@ -206,6 +219,50 @@ def test_trouble_that_may_pass_is_tried_again_a_few_times(hostile, tmp_path, tro
     assert 2 <= len(server.requests) <= 3
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"HTTP/1.1 ", b"2"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+        (CHUNKED, b"0"),
+        (CHUNKED + b"0\r\n", b"X: y\r\n"),
+    ],
+    ids=["status line", "continue", "header", "chunk length", "trailer"],
+)
+def test_an_answer_that_drips_is_broken_off(hostile, tmp_path, head, drop):
+    server = hostile(dripping(head, drop), good)
+    began_s = time.monotonic()
+    path = pull(server.url, tmp_path, QUICK.model_copy(update={"timeout_s": 0.4}))
+    assert path.read_bytes() == CONTENT
+    assert len(server.requests) == 2
+    assert time.monotonic() - began_s < 5
+
+
+def test_a_handshake_that_drips_is_broken_off(tmp_path, free_port):
+    # A record of 4 kB is announced and comes byte by byte.
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with suppress(OSError), connection:
+                    connection.sendall(b"\x16\x03\x03\x10\x00\x02\x00\x0f\xfc")
+                    for _ in range(200):
+                        connection.sendall(b"\x03")
+                        time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", free_port())) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        patience = QUICK.model_copy(update={"timeout_s": 0.4, "attempts": 2})
+        began_s = time.monotonic()
+        with pytest.raises(UnavailableError, match="did not come in time"):
+            pull(f"https://127.0.0.1:{listener.getsockname()[1]}/x", tmp_path, patience, environment={})
+        assert time.monotonic() - began_s < 5
+
+
 def test_trouble_that_stays_is_given_up(hostile, tmp_path):
     server = hostile(cut_after(1000), status(503))
     with pytest.raises(UnavailableError, match=r"answers 503 \(3 attempts in vain\)") as caught:
@@ -258,6 +315,7 @@ def test_a_part_longer_than_the_file_is_thrown_away(hostile, tmp_path):
         (status(302, Location="https://127.0.0.1/x"), "from http to https, which is not followed"),
         (status(302, Location="/bundle"), "more than 3 redirects"),
         (status(302), "more than 3 redirects"),
+        (status(302, Location="http://[x"), "which is no address"),
     ],
 )
 def test_what_is_wrong_for_good_ends_at_once(hostile, tmp_path, answer, message):

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from edge.errors import UsageError
 from edge.mqtt.broker_url import CA_FILE_VARIABLE
+from edge.update.pull.watchdog import Watchdog
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,12})-(\d{1,12})/(\d{1,12})")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -50,6 +51,7 @@ class Answer:
 
     begin: int
     response: http.client.HTTPResponse = field(repr=False)
+    watchdog: Watchdog = field(repr=False)
 
     def read(self, most_bytes: int) -> bytes:
         """What has come, at least one byte; nothing at the end.
@@ -57,8 +59,9 @@ class Answer:
         Raises:
             BrokenError: the connection broke, or nothing came in time.
         """
-        with _network_errors_named():
+        with _network_errors_named(self.watchdog):
             data = self.response.read1(most_bytes)
+        self.watchdog.feed()
         if len(data) > most_bytes:
             raise BrokenError("the answer is no HTTP (a chunk of negative length)")
         return data
@@ -69,6 +72,8 @@ def request(
     wanted: Wanted, begin: int, *, timeout_s: float, redirects: int, environment: Mapping[str, str] = os.environ
 ) -> Iterator[Answer]:
     """Ask for a file from byte ``begin`` on; redirects are followed within the same scheme.
+
+    ``timeout_s`` is for each connection, for each answer from its handshake to its last header, and for each read.
 
     Raises:
         BrokenError: not reached, or an answer that another attempt may mend.
@@ -83,19 +88,24 @@ def request(
         parts = split(url)
         if parts.scheme != scheme:
             raise UsageError(f"{wanted.server} sends from {scheme} to {parts.scheme}, which is not followed")
-        connection = _connection(parts, timeout_s, environment)
-        try:
+        with _connected(parts, timeout_s, environment) as (connection, watchdog):
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            with _network_errors_named():
+            with _network_errors_named(watchdog):
                 connection.request("GET", target, headers=headers)
                 response = connection.getresponse()
+            watchdog.feed()
             if response.status not in _REDIRECTS:
-                yield Answer(_begin(wanted, response, begin), response)
+                yield Answer(_begin(wanted, response, begin), response, watchdog)
                 return
-            url = urljoin(url, response.getheader("Location") or "")
-        finally:
-            connection.close()
+            url = _joined(wanted, url, response.getheader("Location") or "")
     raise UsageError(f"{wanted.server}: more than {redirects} redirects: give the address of the file itself")
+
+
+def _joined(wanted: Wanted, url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise UsageError(f"{wanted.server} sends on to {location[:100]!r}, which is no address") from None
 
 
 def split(url: str) -> SplitResult:
@@ -116,16 +126,32 @@ def split(url: str) -> SplitResult:
     return parts
 
 
-def _connection(parts: SplitResult, timeout_s: float, environment: Mapping[str, str]) -> http.client.HTTPConnection:
+@contextlib.contextmanager
+def _connected(
+    parts: SplitResult, timeout_s: float, environment: Mapping[str, str]
+) -> Iterator[tuple[http.client.HTTPConnection, Watchdog]]:
+    """A connection, after its handshake, and who ends it when the server takes too long."""
     host = parts.hostname or ""
-    if parts.scheme == "http":
-        return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+    port = parts.port or (http.client.HTTPS_PORT if parts.scheme == "https" else http.client.HTTP_PORT)
+    context = _context(environment) if parts.scheme == "https" else None
+    with _network_errors_named():
+        raw = socket.create_connection((host, port), timeout_s)
+    with contextlib.closing(raw), Watchdog(raw, timeout_s) as watchdog:
+        # Only for the form of the request: it is given the socket, and opens none itself.
+        kind = http.client.HTTPConnection if context is None else http.client.HTTPSConnection
+        connection = kind(host, port)
+        with _network_errors_named(watchdog):
+            connection.sock = raw if context is None else context.wrap_socket(raw, server_hostname=host)
+        with contextlib.closing(connection):
+            yield connection, watchdog
+
+
+def _context(environment: Mapping[str, str]) -> ssl.SSLContext:
     ca_file = environment.get(CA_FILE_VARIABLE) or None
     try:
-        context = ssl.create_default_context(cafile=ca_file)
+        return ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise UsageError(f"{CA_FILE_VARIABLE}={ca_file}: no certificates in PEM there ({error})") from None
-    return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
 
 
 def _begin(wanted: Wanted, response: http.client.HTTPResponse, asked: int) -> int:
@@ -161,18 +187,24 @@ def _check_size(wanted: Wanted, found: int) -> None:
 
 
 @contextlib.contextmanager
-def _network_errors_named() -> Iterator[None]:
+def _network_errors_named(watchdog: Watchdog | None = None) -> Iterator[None]:
     try:
         yield
-    except ssl.SSLCertVerificationError as error:
+        if watchdog is None or not watchdog.barked:
+            return
+        error: Exception = TimeoutError()
+    except (OSError, ValueError, http.client.HTTPException) as found:
+        error = found
+    if watchdog is not None and watchdog.barked:
+        raise BrokenError("the answer did not come in time")
+    if isinstance(error, ssl.SSLCertVerificationError):
         raise UsageError(
             f"the server's certificate is not trusted ({error.verify_message}): name its authority in"
             f" {CA_FILE_VARIABLE}"
-        ) from None
-    except http.client.HTTPException as error:
-        raise BrokenError(f"the answer is no HTTP ({type(error).__name__})") from None
-    except socket.gaierror as error:
-        raise BrokenError(f"the host has no address ({error.strerror})") from None
-    except (OSError, ValueError) as error:
-        # http.client lets through what int() says of a chunk's length.
-        raise BrokenError(str(getattr(error, "strerror", None) or error or type(error).__name__)) from None
+        )
+    if isinstance(error, http.client.HTTPException):
+        raise BrokenError(f"the answer is no HTTP ({type(error).__name__})")
+    if isinstance(error, socket.gaierror):
+        raise BrokenError(f"the host has no address ({error.strerror})")
+    # http.client lets through what int() says of a chunk's length.
+    raise BrokenError(str(getattr(error, "strerror", None) or error or type(error).__name__))

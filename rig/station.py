@@ -55,9 +55,11 @@ def load(path: Path) -> Station:
         UsageError: it cannot be read, is no TOML, or says what no station says.
     """
     try:
-        if path.stat().st_size > MAX_STATION_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_STATION_BYTES + 1)
+        if len(content) > MAX_STATION_BYTES:
             raise UsageError(f"{path}: larger than {MAX_STATION_BYTES} bytes, this is no station file")
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(content.decode())
         station = Station.model_validate(document)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}: give the station file with --station, or --broker") from None

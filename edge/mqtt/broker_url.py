@@ -16,6 +16,7 @@ USER_VARIABLE = "EARSHOT_MQTT_USER"
 PASSWORD_VARIABLE = "EARSHOT_MQTT_PASSWORD"  # noqa: S105 - the name of a variable
 PASSWORD_FILE_VARIABLE = "EARSHOT_MQTT_PASSWORD_FILE"  # noqa: S105 - the name of a variable
 CA_FILE_VARIABLE = "EARSHOT_MQTT_CA_FILE"
+MAX_PASSWORD_BYTES = 4096
 DEFAULT_PORTS: dict[str, int] = {"mqtt": 1883, "mqtts": 8883}
 
 
@@ -71,15 +72,20 @@ class BrokerUrl(BaseModel):
         """The password from ``EARSHOT_MQTT_PASSWORD`` or the file named by ``EARSHOT_MQTT_PASSWORD_FILE``.
 
         Raises:
-            UsageError: the file cannot be read.
+            UsageError: the file cannot be read, or holds no password.
         """
         if PASSWORD_VARIABLE in environment:
             return environment[PASSWORD_VARIABLE]
         if name := environment.get(PASSWORD_FILE_VARIABLE):
             try:
-                return Path(name).read_text(encoding="utf-8").rstrip("\r\n")
+                with Path(name).open("rb") as file:
+                    content = file.read(MAX_PASSWORD_BYTES + 1)
+                password = content.decode().rstrip("\r\n")
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"{PASSWORD_FILE_VARIABLE}={name}: cannot read the password: {error}") from None
+            if len(content) > MAX_PASSWORD_BYTES:
+                raise UsageError(f"{PASSWORD_FILE_VARIABLE}={name}: more than {MAX_PASSWORD_BYTES} bytes: no password")
+            return password
         return None
 
     def ca_file(self, environment: Mapping[str, str] = os.environ) -> Path | None:

@@ -30,6 +30,8 @@ _LONGEST_DELAY_S = 15.0
 _IN_FLIGHT = 100
 # Replies with sound are 43 kB each; predictions that find no place are published again from the outbox.
 _QUEUED = 500
+NO_ANSWER = "no answer yet: is it an MQTT broker, and does it speak TLS where mqtts:// is said?"
+_NO_SESSION = "ends the connection before it begins: is it an MQTT broker, or does its port want mqtts://?"
 
 
 class Link:
@@ -45,7 +47,7 @@ class Link:
         self.url = url
         self.connected = False
         self.ever_connected = False
-        self.problem = "not tried yet"
+        self.problem = NO_ANSWER
         self._device = device
         self._boot_id = boot_id
         self._on_command = on_command
@@ -148,7 +150,7 @@ class Link:
         elif was_connected:
             self._note_problem(f"connection lost ({reason})")
         else:
-            self._note_problem(self.problem if self.problem.startswith("refused") else f"no session ({reason})")
+            self._note_problem(self.problem if self.problem.startswith("refused") else _NO_SESSION)
 
     def _note_problem(self, problem: str) -> None:
         if problem != self.problem:

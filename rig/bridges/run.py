@@ -57,7 +57,14 @@ class BridgeSettings:
 
 
 def outline(assistant: Assistant, settings: BridgeSettings) -> dict[str, Any]:
-    """What the bridge says of itself to a session."""
+    """What the bridge says of itself to a session.
+
+    Raises:
+        UsageError: a key or the microphone makes no sense.
+    """
+    for path in settings.operators:
+        load_public_key(path)
+    microphone(settings.microphone, RATE_HZ)
     description = assistant.description
     model = ForeignModel.of(description, settings.window_samples)
     return {

@@ -117,7 +117,8 @@ class Fleet:
                 return
             if self.link.problem:
                 break
-        problem = self.link.problem or f"no answer within {CONNECT_TIMEOUT_S:.0f} s: is it an MQTT broker?"
+        silence = f"no answer within {CONNECT_TIMEOUT_S:.0f} s: is it an MQTT broker, or does its port want mqtts://?"
+        problem = self.link.problem or silence
         raise UnavailableError(f"broker {self._url}: {problem}")
 
     def take(self, timeout_s: float) -> Message | None:

@@ -65,6 +65,8 @@ def test_the_password_comes_from_the_environment_or_a_file(tmp_path: Path) -> No
     assert url.password({PASSWORD_VARIABLE: "first", PASSWORD_FILE_VARIABLE: str(secret)}) == "first"
     with pytest.raises(UsageError, match="absent"):
         url.password({PASSWORD_FILE_VARIABLE: str(tmp_path / "absent")})
+    with pytest.raises(UsageError, match="more than 4096 bytes"):
+        url.password({PASSWORD_FILE_VARIABLE: "/dev/zero"})
     with pytest.raises(UsageError, match="no such file"):
         url.ca_file({CA_FILE_VARIABLE: str(tmp_path / "absent")})
 

@@ -162,3 +162,5 @@ def test_a_station_names_broker_and_keys(tmp_path: Path) -> None:
         assert "hunter2" not in str(raised.value)
     with pytest.raises(UsageError, match="--station, or --broker"):
         station.load(tmp_path / "absent.toml")
+    with pytest.raises(UsageError, match="larger than 65536 bytes"):
+        station.load(Path("/dev/zero"))

@@ -107,4 +107,7 @@ def _settings(out: Path, before: Settings | None, given: dict[str, object]) -> S
         return Settings.model_validate(base | given)
     except ValidationError as error:
         first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        if key.endswith("_port") and key in given:
+            raise UsageError(f"--{key.replace('_', '-')} {given[key]}: use 1 to 65535") from None
         raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -23,7 +23,7 @@ from edge.errors import UsageError
 from edge.messages import Info, State
 from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.client import new_client
-from edge.mqtt.link import Link
+from edge.mqtt.link import NO_ANSWER, Link
 from rig.deploy.broker.certificates import CLIENT_DAYS, SERVER_DAYS, Pair, new_authority, new_server
 from rig.deploy.broker.certificates import new_client as certify
 
@@ -176,7 +176,7 @@ def problem(url: BrokerUrl, wait_until: Any) -> str:
     link = Link(url, "kitchen", "boot", on_command=lambda *_: None, on_ready=lambda: None)
     try:
         link.start()
-        wait_until(lambda: link.connected or link.problem != "not tried yet", 10)
+        wait_until(lambda: link.connected or link.problem != NO_ANSWER, 10)
         assert not link.connected, "the broker let it in"
         return link.problem
     finally:

@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ def key(space: Space, sources: Mapping[str, Placement], devices: Mapping[str, Pl
     """A hash of a scene: equal for equal responses only."""
     content = [
         _FORMAT,
+        # Its materials, its filters and its rays.
+        metadata.version("pyroomacoustics"),
         rate_hz,
         space.model_dump(mode="json"),
         [(name, placement.model_dump(mode="json")) for name, placement in sources.items()],

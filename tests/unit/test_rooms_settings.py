@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -147,6 +149,19 @@ def test_a_polygon_has_the_volume_and_walls_that_it_has() -> None:
     other = run(Space(**ROOM, order=2, length_s=0.03))
     # pyroomacoustics keeps the images of a polygon in float32.
     assert np.linalg.norm(one.array - other.array) < 0.002 * np.linalg.norm(other.array)
+
+
+def test_settings_need_neither_compiler_nor_simulator() -> None:
+    code = "import sys, rig.rooms, rig.rooms.simulate, rig.rooms.measured, rig.rooms.measures; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"numba", "pyroomacoustics", "h5py", "torch", "matplotlib"} & set(loaded)
+
+
+def test_more_places_than_fit_into_memory_are_refused() -> None:
+    sources = {f"s{i}": Placement.at(1, 1, 1) for i in range(1000)}
+    devices = {f"d{i}": Placement.at(2, 2, 1) for i in range(1000)}
+    with pytest.raises(PlanError, match=r"1000 devices x 1000 sources x 1.00 s at 16000 Hz take 64.0 GB"):
+        simulate(Space(**ROOM, length_s=1.0), sources, devices, RATE_HZ, keep=False)
 
 
 @pytest.fixture

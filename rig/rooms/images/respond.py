@@ -8,11 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import butter, sosfiltfilt
 
+from edge.errors import PlanError
 from firmware_models.progress import Progress, silent
 from rig.rooms.directivity import Placement
 from rig.rooms.images import shoebox
 from rig.rooms.images.grid import Grid, band_centres_hz
 from rig.rooms.space import Space
+
+MAX_BYTES = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,16 @@ def respond(
         progress: told per pair.
 
     Raises:
-        PlanError: the images are too many.
+        PlanError: the images or the pairs are too many.
     """
     samples = max(round(length_s * rate_hz), 1)
+    total = len(devices) * len(sources)
+    if total * samples * 4 > MAX_BYTES:
+        raise PlanError(
+            f"room: {len(devices)} devices x {len(sources)} sources x {length_s:.2f} s at {rate_hz} Hz take"
+            f" {total * samples * 4 / 1e9:.1f} GB, at most {MAX_BYTES / 1e9:.0f} GB at once: fewer places, or a shorter"
+            " length_s"
+        )
     air = space.air.absorption_per_m(band_centres_hz(rate_hz)) if space.air.absorption else None
     array = np.empty((len(devices), len(sources), samples), dtype=np.float32)
     traced = None
@@ -59,11 +69,11 @@ def respond(
         if space.size_m is None:
             traced.mirror()
         if space.method == "rays":
+            progress(0, total, "tracing rays")
             traced.trace(length_s)
     else:
         shoebox.require_feasible(space.size_m, length_s, space.order, space.air.speed_mps)
     images = 0
-    total = len(devices) * len(sources)
     for pair in range(total):
         i, j = divmod(pair, len(sources))
         progress(pair, total, "room responses")
@@ -76,9 +86,9 @@ def respond(
         if traced is not None and space.method == "rays":
             late = traced.late(i, j, air)[:samples]
             response[: len(late)] += late.astype(np.float32)
-        array[i, j] = response
+        array[i, j] = _high_pass(response, rate_hz, space.high_pass_hz)
     progress(total, total, "room responses")
-    return Responded(_high_pass(array, rate_hz, space.high_pass_hz), images // total)
+    return Responded(array, images // total)
 
 
 def _mirror_shoebox(
@@ -96,10 +106,10 @@ def _mirror_shoebox(
     )
 
 
-def _high_pass(array: npt.NDArray[np.float32], rate_hz: int, cutoff_hz: float) -> npt.NDArray[np.float32]:
+def _high_pass(response: npt.NDArray[np.float32], rate_hz: int, cutoff_hz: float) -> npt.NDArray[np.float32]:
     """The filter of pyroomacoustics: Butterworth of order 2, forwards and backwards, so that nothing is delayed."""
-    if cutoff_hz <= 0 or array.shape[-1] <= 16:
-        return array
+    if cutoff_hz <= 0 or len(response) <= 16:
+        return response
     sections = butter(2, cutoff_hz, "highpass", fs=rate_hz, output="sos")
-    filtered: npt.NDArray[np.float32] = sosfiltfilt(sections, array, axis=-1).astype(np.float32)
+    filtered: npt.NDArray[np.float32] = sosfiltfilt(sections, response).astype(np.float32)
     return filtered

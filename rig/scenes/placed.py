@@ -93,7 +93,7 @@ class Random(_Frozen):
         seed: of the draw.
     """
 
-    count: _Count
+    count: Annotated[int, Field(ge=1, le=2000)]
     heights_m: tuple[Coordinate, Coordinate] = (0.8, 1.8)
     off_walls_m: _Off = 0.5
     apart_m: _Off = 0.3

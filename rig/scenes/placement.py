@@ -19,7 +19,7 @@ from rig.rooms.space import Space
 from rig.scenes.placed import WALL_MARGIN_M, Circle, Grid, Line, Placed, Random
 
 MAX_PLACES = 20_000
-# A draw gives up after so many tries in a row that found no place.
+# A draw gives up after so many tries, and a hundred more per place.
 TRIES = 5000
 TALKER = "talker"
 _Points = npt.NDArray[np.float64]
@@ -226,17 +226,13 @@ def _drawn(space: Space, key: str, random: Random, taken: list[Point]) -> list[P
     high = np.array([x_high, y_high, random.heights_m[1]])
     points: list[Point] = []
     occupied = np.concatenate([_array(taken), np.full((random.count, 3), np.inf)])
-    misses = 0
-    while misses < TRIES:
+    for _ in range(TRIES + 100 * random.count):
         point = _point(np.round(low + generator.random(3) * (high - low), 4))
         if _is_free(space, point, random.off_walls_m, random.apart_m, occupied):
             occupied[len(taken) + len(points)] = point
             points.append(point)
             if len(points) == random.count:
                 return points
-            misses = 0
-        else:
-            misses += 1
     raise PlanError(
         f"{key}: found {len(points)} of {random.count} places {random.off_walls_m:g} m off the walls and"
         f" {random.apart_m:g} m apart, take fewer, or a smaller off_walls_m or apart_m"

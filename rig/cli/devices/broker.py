@@ -67,8 +67,8 @@ def config(
         made.carry_out()
     changed = [change for change in made.changes if change.action != "keep"]
     urls = {
-        "devices": f"mqtts://{settings.hosts[0]}:{settings.device_port}",
-        "rig": f"mqtts://{settings.hosts[0]}:{settings.rig_port}",
+        "devices": f"mqtts://{settings.address}:{settings.device_port}",
+        "rig": f"mqtts://{settings.address}:{settings.rig_port}",
     }
     if as_json:
         print_json(

@@ -16,7 +16,7 @@ from rig.deploy.broker import access, changes
 from rig.deploy.broker.certificates import Pair, is_current, new_authority, new_client, new_server
 from rig.deploy.broker.changes import SECRET, Change
 from rig.deploy.broker.passwords import matches, new_password, password_line
-from rig.deploy.broker.settings import Settings, configuration, read_me, station
+from rig.deploy.broker.settings import Settings, configuration, read_me, rig_url, station
 
 SETTINGS_FILE = "earshot-broker.json"
 MAX_DEVICES = 100_000
@@ -103,9 +103,7 @@ def plan(
     done.append(changes.folder(out / "data", owner=owner))
 
     rig = _client(made, out / "rig", access.RIG_USER, authority, now=now, path=settings.path / "rig")
-    if not (out / "rig/station.toml").exists():
-        # Afterwards it is the user's: it says which key signs.
-        done.append(changes.file(out / "rig/station.toml", station(settings).encode()))
+    done.append(changes.file(out / "rig/station.toml", _station(out, settings)))
     done.append(changes.folder(out / "devices"))
     users = {
         name: _client(made, out / "devices" / name, name, authority, now=now, path=settings.path / "devices" / name)
@@ -122,6 +120,16 @@ def plan(
     done.append(changes.file(out / "mosquitto.conf", configuration(settings).encode()))
     done.append(changes.file(out / "README.md", read_me(settings).encode()))
     return made
+
+
+def _station(out: Path, settings: Settings) -> bytes:
+    """The rig's station file; one that is there is the user's, but for an address that is no longer true."""
+    before = existing_settings(out)
+    try:
+        there = (out / "rig/station.toml").read_bytes()
+    except FileNotFoundError:
+        return station(settings).encode()
+    return there if before is None else there.replace(rig_url(before).encode(), rig_url(settings).encode(), 1)
 
 
 def _devices(out: Path, add: Sequence[str], remove: Sequence[str]) -> list[str]:

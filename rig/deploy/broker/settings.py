@@ -50,6 +50,11 @@ class Settings(BaseModel):
             raise UsageError(f"--run-as {self.run_as!r}: use the name of an account on the broker's machine")
         return self
 
+    @property
+    def address(self) -> str:
+        """The first of the hosts as it stands in a URL."""
+        return f"[{self.hosts[0]}]" if ":" in self.hosts[0] else self.hosts[0]
+
 
 def default_hosts() -> tuple[str, ...]:
     """What this machine is called by others and by itself."""
@@ -111,10 +116,15 @@ tls_version tlsv1.2
 """
 
 
+def rig_url(settings: Settings) -> str:
+    """The broker's address for the rig."""
+    return f"mqtts://{RIG_USER}@{settings.address}:{settings.rig_port}"
+
+
 def station(settings: Settings) -> str:
     """The text of the rig's ``station.toml``; the operator's key is added by hand."""
     return f"""\
-broker = "mqtts://{RIG_USER}@{settings.hosts[0]}:{settings.rig_port}"
+broker = "{rig_url(settings)}"
 ca_file = "ca.crt"
 password_file = "password"
 certificate_file = "client.crt"
@@ -125,7 +135,7 @@ key_file = "client.key"
 
 def read_me(settings: Settings) -> str:
     """The text of ``README.md``."""
-    path, host = settings.path, settings.hosts[0]
+    path, host = settings.path, settings.address
     owner = settings.run_as or "the account that runs mosquitto"
     return f"""\
 # A broker for earshot

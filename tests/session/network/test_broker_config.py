@@ -39,6 +39,22 @@ def test_a_second_run_changes_nothing_and_a_dry_run_never_does(configured: Any, 
     assert (out / "rig/password").stat().st_mode & 0o777 == 0o600
 
 
+def test_the_station_file_follows_the_broker_and_keeps_what_its_user_wrote(tmp_path: Path) -> None:
+    out = tmp_path / "broker"
+    settings = Settings(hosts=("::1",), path=out)
+    broker_folder.plan(out, settings).carry_out()
+    station = out / "rig/station.toml"
+    assert 'broker = "mqtts://rig@[::1]:8884"' in station.read_text()
+    station.write_text(station.read_text() + 'operator = "mine.pem"\n')
+    broker_folder.plan(out, settings.model_copy(update={"rig_port": 9884})).carry_out()
+    assert station.read_text().startswith('broker = "mqtts://rig@[::1]:9884"\n')
+    assert station.read_text().endswith('operator = "mine.pem"\n')
+    elsewhere = station.read_text().replace("[::1]", "tunnel.example")
+    station.write_text(elsewhere)
+    broker_folder.plan(out, settings).carry_out()
+    assert station.read_text() == elsewhere
+
+
 def test_certificates_are_renewed_before_they_end_and_when_the_host_changes(tmp_path: Path) -> None:
     out, now = tmp_path / "b", dt.datetime.now(dt.UTC)
     settings = Settings(hosts=("lab.local", "10.0.0.1"), path=out)
@@ -52,7 +68,7 @@ def test_certificates_are_renewed_before_they_end_and_when_the_host_changes(tmp_
     assert changed(settings, SERVER_DAYS - RENEW_DAYS - 1) == set()
     assert changed(settings, SERVER_DAYS - RENEW_DAYS + 1) == {"server.crt", "server.key"}
     moved = settings.model_copy(update={"hosts": ("10.0.0.1",)})
-    assert changed(moved, 0) == {"server.crt", "server.key", "earshot-broker.json", "README.md"}
+    assert changed(moved, 0) == {"server.crt", "server.key", "earshot-broker.json", "README.md", "station.toml"}
     assert changed(moved, CLIENT_DAYS - 1) >= {"client.crt", "client.key"}
     (out / "devices/kitchen/client.crt").write_bytes((out / "rig/client.crt").read_bytes())
     assert changed(moved, CLIENT_DAYS - 1) == {"client.crt", "client.key"}, "a certificate that does not fit its key"
@@ -83,7 +99,7 @@ def test_nobody_is_served_without_tls_and_a_password(tmp_path: Path) -> None:
         (["--host", "bad host"], "DNS name or an IP address"),
         (["--host", "a_b"], "DNS name or an IP address"),
         (["--rig-port", "8883"], "they need two"),
-        (["--rig-port", "0"], "rig_port"),
+        (["--rig-port", "0"], "--rig-port 0: use 1 to 65535"),
         (["--remove", "attic"], "knows no such device"),
         (["--at", "with space"], "absolute path without spaces"),
         (["--run-as", "x\ny"], "name of an account"),

@@ -13,7 +13,7 @@ from pyroomacoustics.simulation.rt import compute_rt_rir
 from edge.errors import PlanError
 from rig.rooms.directivity import Directivity, Placement
 from rig.rooms.geometry import volume_m3
-from rig.rooms.images.grid import OFFSET_SAMPLES, Grid, band_centres_hz
+from rig.rooms.images.grid import Grid, band_centres_hz
 from rig.rooms.images.kernel import TAPS
 from rig.rooms.space import Space
 
@@ -142,11 +142,6 @@ class TracedRoom:
                 ),
                 dtype=np.float64,
             )
-
-
-def offset_is_ours() -> bool:
-    """Whether pyroomacoustics still begins its responses as many samples before time 0 as the images here."""
-    return int(pyroomacoustics.constants.get("frac_delay_length")) // 2 == OFFSET_SAMPLES
 
 
 def _build(space: Space, absorption: npt.NDArray[np.float64], rate_hz: int) -> Any:

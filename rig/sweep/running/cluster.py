@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import edge
 from edge.errors import UnavailableError, UsageError
 from rig.sweep import rows
 from rig.sweep.engine import Engine
@@ -43,6 +45,8 @@ class Equipment(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
     def setup(self, worker: Any) -> None:
         """Called by every worker, also by one that joins later."""
         del worker
+        if edge.__version__ != self._job.description.earshot_version:
+            raise RuntimeError(f"earshot {edge.__version__} instead of {self._job.description.earshot_version}")
         # A worker may have several threads, and sessions of onnxruntime and renderers belong to one.
         self._local = threading.local()
 
@@ -82,18 +86,27 @@ def compute(job: Job, wanted: Sequence[int], scheduler: str, *, device: str) -> 
             raise UnavailableError(
                 f"--scheduler {scheduler}: has no workers; start some with 'dask worker {scheduler}'"
             )
-        client.register_plugin(equipment)
+        _equip(client, equipment, scheduler)
         yield from _follow(client, job, wanted, threads * AHEAD)
     except KilledWorker as error:
         raise UnavailableError(
             f"--scheduler {scheduler}: {_line(error)}; what is finished is kept, run the same command again"
         ) from None
-    except OSError as error:
+    except (OSError, CancelledError) as error:
         raise UnavailableError(
             f"--scheduler {scheduler}: lost ({_line(error)}); what is finished is kept, run the same command again"
         ) from None
     finally:
         _leave(client, equipment.name)
+
+
+def _equip(client: Any, equipment: Equipment, scheduler: str) -> None:
+    try:
+        client.register_plugin(equipment)
+    except Exception as error:  # noqa: BLE001 - whatever a worker raises, an import that fails among others
+        raise UnavailableError(
+            f"--scheduler {scheduler}: workers cannot be equipped ({_line(error)}); they need the same earshot as here"
+        ) from None
 
 
 def _follow(client: Any, job: Job, wanted: Sequence[int], ahead: int) -> Iterator[tuple[int, int]]:

@@ -144,7 +144,9 @@ class _Heard(torch.autograd.Function):
     def forward(ctx: Any, perturbation: Tensor, talker: Tensor | None, spectra: Any, size: tuple[int, int]) -> Any:
         fft_size, window = size
         ctx.spectra, ctx.fft_size, ctx.samples = spectra, fft_size, perturbation.shape[1]
-        heard = torch.fft.rfft(perturbation, fft_size)[:, None] * spectra[0][0]
+        heard = torch.fft.rfft(perturbation, fft_size)[:, None]
+        # Memory that was not touched yet costs more than the product.
+        heard = heard.mul_(spectra[0][0]) if len(spectra[0][0]) == 1 else heard * spectra[0][0]
         if talker is not None:
             heard.addcmul_(torch.fft.rfft(talker, fft_size)[:, None], spectra[1][0])
         return torch.fft.irfft(heard, fft_size)[..., :window]
@@ -157,7 +159,8 @@ class _Heard(torch.autograd.Function):
         for number, (_, conjugates) in enumerate(ctx.spectra):
             if ctx.needs_input_grad[number]:
                 # One response after the other: the sum stays small, and no product of all is ever written.
-                total = spectra[:, 0] * conjugates[0]
+                is_last = spectra.shape[1] == 1 and number == len(ctx.spectra) - 1
+                total = spectra[:, 0].mul_(conjugates[0]) if is_last else spectra[:, 0] * conjugates[0]
                 for response in range(1, len(conjugates)):
                     total.addcmul_(spectra[:, response], conjugates[response])
                 results[number] = torch.fft.irfft(total, ctx.fft_size)[:, : ctx.samples]

@@ -53,10 +53,10 @@ class LinearRenderer(Renderer):
             self._length,
             part.talker[rows],
             part.talker_start[rows],
-            part.conditions.talker_gain[rows],
+            part.talker_gain[rows],
             part.attacker[rows],
             part.attacker_start[rows],
-            part.conditions.attacker_gain[rows],
+            part.attacker_gain[rows],
             out,
         )
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from edge.errors import UsageError
-from rig.render.conditions import SILENT, Conditions
+from rig.render.conditions import SILENT, Conditions, Gains
 from rig.render.material import Floats, Material
 from rig.render.rows import FEW, Integers, RowStore, distinct
 from rig.render.spectra import FRACTIONS, TAPS, Spectra
@@ -83,8 +83,10 @@ class Part:
     conditions: Conditions
     talker: Integers
     talker_start: Integers
+    talker_gain: Gains
     attacker: Integers
     attacker_start: Integers
+    attacker_gain: Gains
 
 
 class Renderer(ABC):
@@ -173,8 +175,8 @@ class Renderer(ABC):
         shape = (len(conditions), self.window)
         if out is None:
             out = np.empty(shape, np.float32)
-        elif out.shape != shape or out.dtype != np.float32:
-            raise UsageError(f"out is {out.dtype} {out.shape}, must be float32 {shape}")
+        elif out.shape != shape or out.dtype != np.float32 or not (out.flags.c_contiguous and out.flags.writeable):
+            raise UsageError(f"out is {out.dtype} {out.shape}, must be float32 {shape}, in one piece and writable")
         levels, at = [], 0
         for part in self._parts(conditions):
             stop = at + len(part.conditions)
@@ -244,9 +246,12 @@ class Renderer(ABC):
         self._latest = Part(
             conditions=conditions,
             talker=slots[:count],
-            talker_start=conditions.start,
+            # Copies, because a kernel is compiled anew for columns that are views backwards or cannot be written.
+            talker_start=conditions.start.copy(),
+            talker_gain=conditions.talker_gain.copy(),
             attacker=np.where(silent, SILENT, slots[count:]),
             attacker_start=conditions.start - whole + np.where(fraction > 0, TAPS // 2, 0),
+            attacker_gain=conditions.attacker_gain.copy(),
         )
         return self._latest
 
@@ -255,11 +260,9 @@ class Renderer(ABC):
         return part if part is self._latest else self._part(part.conditions) or part
 
     def _measure(self, part: Part) -> Levels:
-        conditions = part.conditions
         _, talker = self._within(part.talker, part.talker_start)
         peak, attacker = self._within(part.attacker, part.attacker_start)
-        gain = np.abs(conditions.talker_gain.astype(np.float64))
-        gain_2 = np.abs(conditions.attacker_gain.astype(np.float64))
+        gain, gain_2 = np.abs(part.talker_gain.astype(np.float64)), np.abs(part.attacker_gain.astype(np.float64))
         talker_rms = gain * np.sqrt(talker / self.window)
         attacker_rms = gain_2 * np.sqrt(attacker / self.window)
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -86,9 +86,9 @@ class TorchRenderer(Renderer):
 
     def _sum(self, part: Part, rows: slice) -> Tensor:
         total = self._pieces(part.talker[rows], part.talker_start[rows])
-        total *= self._column(part.conditions.talker_gain[rows])
+        total *= self._column(part.talker_gain[rows])
         attacker = self._pieces(part.attacker[rows], part.attacker_start[rows])
-        return total.addcmul_(attacker, self._column(part.conditions.attacker_gain[rows]))
+        return total.addcmul_(attacker, self._column(part.attacker_gain[rows]))
 
     def _within(self, slots: Integers, starts: Integers) -> tuple[Doubles, Doubles]:
         pairs, where = np.unique(np.stack((slots, starts), axis=1), axis=0, return_inverse=True)

@@ -13,6 +13,7 @@ from scipy.signal import oaconvolve
 
 from edge.errors import UnavailableError, UsageError
 from rig.render import SILENT, Conditions, Material, Renderer, open_renderer
+from rig.render.kernels import compiled
 from rig.render.rows import RowStore, distinct
 from rig.render.spectra import FRACTIONS, TAPS
 from rig.render.torch_linear import TorchRenderer
@@ -164,6 +165,22 @@ def test_two_streams_of_one_renderer_do_not_disturb_each_other() -> None:
         assert np.array_equal(other.pcm, whole[::-1][other.indices])
 
 
+def test_columns_that_are_views_are_taken_as_they_are() -> None:
+    source, table = material(), conditions(40)
+    whole = open_renderer(source, window=700).render(table)[0]
+    assert np.array_equal(open_renderer(source, window=700).render(table[::-2])[0], whole[::-2])
+    one = np.broadcast_to(np.float32(0.5), 40)
+    half = open_renderer(source, window=700).render(replace(table, talker_gain=one, attacker_gain=one))[0]
+    same = open_renderer(source, window=700).render(replace(table, talker_gain=one.copy(), attacker_gain=one.copy()))[0]
+    assert np.array_equal(half, same)
+
+
+def test_a_kernel_without_a_place_for_its_code_is_compiled_all_the_same() -> None:
+    scope: dict[str, Any] = {}
+    exec("def add(a, b):\n    return a + b", scope)  # of no file, so that there is no cache for it
+    assert compiled(scope["add"])(1, 2) == 3
+
+
 class Counting:
     """Adds the number of the condition."""
 
@@ -268,6 +285,8 @@ def test_impossible_settings_are_one_line() -> None:
         open_renderer(material(), device="cuda:99", window=100)
     with pytest.raises(UsageError, match=r"out is float64 \(3, 100\), must be float32 \(3, 100\)"):
         open_renderer(material(), window=100).render(table, np.empty((3, 100)))
+    with pytest.raises(UsageError, match=r"must be float32 \(3, 100\), in one piece and writable"):
+        open_renderer(material(), window=100).render(table, np.empty((100, 3), np.float32).T)
     with pytest.raises(UsageError, match=r"conditions: delay is float32 \(3,\), must be float64 \(3,\)"):
         replace(table, delay=table.delay.astype(np.float32))
     with pytest.raises(UsageError, match=r"conditions: start is int64 \(2,\), must be int64 \(3,\)"):

@@ -149,9 +149,10 @@ def test_a_device_is_listed_questioned_watched_and_changed(
     assert (told["active"], told["running"], told["slots"]["a"]["version"]) == ("b", True, 1)
 
     words = ["rotate", "kitchen", "--old", operator_keys.private, "--new", keys.public, "--role", "operator"]
-    assert "signature" in earshot(*words, "--dry-run").stdout
-    earshot(*words, "--save", tmp_path / "statement.json")
-    assert json.loads((tmp_path / "statement.json").read_text())["role"] == "operator"
+    statement = tmp_path / "statement.json"
+    assert "signature" in earshot(*words, "--dry-run", "--save", statement).stdout
+    assert json.loads(statement.read_text())["role"] == "operator"
+    assert ": done" in earshot("rotate", "kitchen", "--statement", statement).stdout
     assert "not among those obeyed" in earshot("rollback", "kitchen", code=3).complaint
     _online(earshot, wait_until, "kitchen")
     earshot("rollback", "kitchen", "--operator", keys.private, "--no-wait")
@@ -190,8 +191,14 @@ def test_several_devices_are_updated_at_once(
     assert "has no slots" in earshot("rollback", "cellar", code=3).complaint
 
 
-def test_wrong_words_are_one_line(earshot: Any, rig: Any, make_tiny_bundle: Any, tmp_path: Path) -> None:
+def test_wrong_words_are_one_line(
+    earshot: Any, rig: Any, make_tiny_bundle: Any, operator_keys: Any, keys: Any, tmp_path: Path
+) -> None:
     bundle = make_tiny_bundle(version=1)
+    altered = tmp_path / "altered.json"
+    parts = {"role": "bundle", "old_key": "1" * 64, "new_key": "2" * 64, "signature": "3" * 128}
+    altered.write_text(json.dumps(parts))
+    pair = ("--old", operator_keys.private, "--new", keys.public, "--role", "bundle")
     for words, code, complaint in (
         (("update", bundle), 2, "update NAME... BUNDLE"),
         (("update", "kitchen", "kitchen", bundle), 2, "named twice"),
@@ -205,6 +212,12 @@ def test_wrong_words_are_one_line(earshot: Any, rig: Any, make_tiny_bundle: Any,
         (("list", "--broker", "http://lab"), 2, "no scheme mqtt"),
         (("list", "--broker", "mqtt://127.0.0.1:1"), 4, "mqtt://127.0.0.1:1"),
         (("rotate", "kitchen", "--old", "x.pem", "--new", "x.pub", "--role", "bundle"), 2, "x.pem"),
+        (("rotate", "kitchen", "--old", "x.pem"), 2, "--statement FILE.json"),
+        (("rotate", "kitchen", "--statement", "x.json"), 2, "x.json"),
+        (("rotate", "kitchen", "--statement", "/dev/zero"), 2, "no statement"),
+        (("rotate", "kitchen", "--statement", altered), 2, "altered"),
+        (("rotate", "kitchen", "--statement", altered, "--role", "bundle"), 2, "leave those out"),
+        (("rotate", "kitchen", *pair, "--save", "/dev/null", "--dry-run"), 2, "choose another name"),
     ):
         assert complaint in earshot(*words, code=code).complaint
     environment = {key: value for key, value in os.environ.items() if key != "EARSHOT_STATION"}

@@ -48,6 +48,29 @@ def test_addresses(text: str, user: str | None, host: str) -> None:
     assert (target.user, target.host) == (user, host)
 
 
+def test_the_credentials_of_a_device_come_as_a_folder(tmp_path: Path) -> None:
+    from rig.cli.devices.install import _credentials
+    from rig.deploy.broker.folder import plan
+    from rig.deploy.broker.settings import Settings
+
+    none: dict[str, Path | None] = {"ca": None, "cert": None, "key": None, "password_file": None}
+    plan(tmp_path / "b", Settings(hosts=("lab",), path=tmp_path / "b"), add=["kitchen"]).carry_out()
+    folder = tmp_path / "b/devices/kitchen"
+    url, *files = _credentials(folder, "kitchen", "mqtts://lab", **none)
+    assert url == "mqtts://kitchen@lab:8883"
+    assert files == [folder / name for name in ("ca.crt", "client.crt", "client.key", "password")]
+    assert _credentials(None, "kitchen", "mqtt://lab", **none)[0] == "mqtt://lab"
+    with pytest.raises(UsageError, match="is for device kitchen, not for hall"):
+        _credentials(folder, "hall", "mqtts://lab", **none)
+    with pytest.raises(UsageError, match="not for rig"):
+        _credentials(folder, "kitchen", "mqtts://rig@lab", **none)
+    with pytest.raises(UsageError, match="leave those out"):
+        _credentials(folder, "kitchen", "mqtts://lab", **(none | {"ca": folder / "ca.crt"}))
+    (folder / "client.key").unlink()
+    with pytest.raises(UsageError, match=r"client\.key: no such file"):
+        _credentials(folder, "kitchen", "mqtts://lab", **none)
+
+
 @given(st.text(max_size=40))
 def test_no_address_passes_for_an_option_or_a_command(text: str) -> None:
     try:

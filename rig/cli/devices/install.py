@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.errors import ThresholdError
+from edge.errors import ThresholdError, UsageError
+from edge.mqtt.broker_url import USER_VARIABLE, BrokerUrl
 from rig.cli.console import print_json, progress, say
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ def install(
     password_file: Annotated[
         Path | None, typer.Option("--password-file", help="The broker's password (or EARSHOT_MQTT_PASSWORD).")
     ] = None,
+    credentials: Annotated[
+        Path | None,
+        typer.Option(
+            "--credentials",
+            metavar="DIR",
+            help="Instead of the four: what earshot broker config made for it, e.g. broker/devices/kitchen.",
+        ),
+    ] = None,
     settings: Annotated[
         Path | None,
         typer.Option("--settings", metavar="TOML", help="More settings of the device: listening, threads and so on."),
@@ -68,6 +77,9 @@ def install(
     from rig.deploy.target import Target
 
     target = Target.parse(machine, port=port, identity=identity, config=ssh_config)
+    broker, ca, cert, key, password_file = _credentials(
+        credentials, name, broker, ca=ca, cert=cert, key=key, password_file=password_file
+    )
     wanted = check(
         name=name,
         bundle=bundle,
@@ -125,6 +137,47 @@ def uninstall(
             progress=report_progress,
         )
     _tell(report, as_json=as_json)
+
+
+def _credentials(
+    folder: Path | None,
+    name: str,
+    broker: str,
+    *,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    password_file: Path | None,
+) -> tuple[str, Path | None, Path | None, Path | None, Path | None]:
+    """Broker's URL, authority, certificate, key and password file: as given, or from the folder that was made."""
+    if folder is None:
+        return broker, ca, cert, key, password_file
+    if any(each is not None for each in (ca, cert, key, password_file)):
+        raise UsageError("--credentials stands for --ca, --cert, --key and --password-file: leave those out")
+    files = [folder / file for file in ("ca.crt", "client.crt", "client.key", "password")]
+    for path in files:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file: give the folder broker/devices/{name} of earshot broker config")
+    url = BrokerUrl.parse(broker)
+    user = _user_of(folder) or name
+    if name != user or url.user not in {None, user}:
+        raise UsageError(
+            f"{folder} is for device {user}, not for {url.user or name}: the broker would hear nothing of it"
+        )
+    if url.user is None:
+        # The broker knows a device by its name.
+        broker = str(url.model_copy(update={"user": name}))
+    return broker, files[0], files[1], files[2], files[3]
+
+
+def _user_of(folder: Path) -> str | None:
+    """Whose credentials these are, where the folder says so."""
+    try:
+        lines = (folder / "earshot.env").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    mark = f"{USER_VARIABLE}="
+    return next((line.removeprefix(mark) for line in lines if line.startswith(mark)), None)
 
 
 @contextmanager

@@ -165,9 +165,8 @@ environment variables:
 
 A device (port {settings.device_port}) gets its folder's files when it is installed:
 
-    cd {path}/devices/NAME
-    earshot device install USER@MACHINE --name NAME --broker mqtts://NAME@{host}:{settings.device_port} \\
-        --ca ca.crt --cert client.crt --key client.key --password-file password ...
+    earshot device install USER@MACHINE --name NAME --broker mqtts://{host}:{settings.device_port} \\
+        --credentials {path}/devices/NAME ...
 
 Add a device, or renew what expires within 60 days: run `earshot broker config --out {path} --device NAME` again, then
 `systemctl reload mosquitto` (or send it SIGHUP). A new certificate of the broker itself needs a restart.

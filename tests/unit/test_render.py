@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -325,3 +327,8 @@ def test_distinct(values: list[int]) -> None:
         different, where = distinct(np.array(values))
         assert sorted(different.tolist()) == sorted(set(values))
         assert different[where].tolist() == values
+
+
+def test_words_about_rendering_cost_neither_numba_nor_torch() -> None:
+    script = "import sys, rig.render; print([name for name in ('numba', 'torch') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -197,7 +197,7 @@ def test_a_million_conditions_need_no_more_memory_than_a_thousand() -> None:
     assert grown_kib < 250_000
 
 
-@pytest.mark.parametrize(("batch", "responses", "wanted"), [(64, 1, 1.5), (64, 4, 1.0), (16, 10, 1.0)])
+@pytest.mark.parametrize(("batch", "responses", "wanted"), [(64, 1, 1.25), (64, 4, 1.0), (16, 10, 1.0)])
 def test_gradients(batch: int, responses: int, wanted: float) -> None:
     torch.set_num_threads(1)
     rooms = torch.from_numpy(material(0).responses[:responses])
@@ -226,4 +226,6 @@ def test_gradients(batch: int, responses: int, wanted: float) -> None:
     tell(f"forward and backward, batch {batch}, {responses} responses of {TAPS} taps", times, "earshot", 1e3, "ms")
     print(f"  gradient error {error:.1e} (at most 1e-5)")
     assert error <= 1e-5
+    assert np.median(times["autograd through torch.fft"] / times["earshot"]) >= 1.5
+    # Transforms take nine tenths of ours, and this peer needs the same number of them.
     assert np.median(times["autograd, fast length, spectra kept"] / times["earshot"]) >= wanted

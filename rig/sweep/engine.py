@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from edge.bundle.classifier import Classifier
 from edge.bundle.reading import Bundle
-from edge.errors import UnavailableError
 from firmware_models.progress import Progress, silent
 from rig.render import SILENT, Conditions, Levels, Material, Stage, open_renderer
 from rig.scenes.capture import Clipping, Quantisation, clipped_share
@@ -186,7 +185,7 @@ class Engine:
 
     def _scorer(self, bundle: str) -> Scorer:
         if bundle not in self._scorers:
-            make = _on_processor if self._device == "cpu" else _on_gpu
+            make = _by_onnxruntime if self._device == "cpu" else _by_twin
             self._scorers[bundle] = make(self._job.bundles[bundle], self._job.description.seed, self._device)
         return self._scorers[bundle]
 
@@ -207,7 +206,7 @@ def noise_seed(seed: int, index: int) -> bytes:
     return hashlib.sha256(f"{seed}/ensemble/{index}".encode()).digest()[:16]
 
 
-def _on_processor(bundle: Bundle, seed: int, device: str) -> Scorer:
+def _by_onnxruntime(bundle: Bundle, seed: int, device: str) -> Scorer:
     del device
     classifier = Classifier(bundle, threads=1)
     if classifier.members is None:
@@ -222,14 +221,12 @@ def _on_processor(bundle: Bundle, seed: int, device: str) -> Scorer:
     return score
 
 
-def _on_gpu(bundle: Bundle, seed: int, device: str) -> Scorer:
+def _by_twin(bundle: Bundle, seed: int, device: str) -> Scorer:
     import torch  # noqa: PLC0415 - takes seconds, and workers on processors do without
 
     from edge.bundle.noise import standard_normal  # noqa: PLC0415 - for the twin alone
     from export.twin import Twin  # noqa: PLC0415 - imports torch
 
-    if not torch.cuda.is_available():
-        raise UnavailableError(f"--device {device}: torch finds no GPU here, leave --device out")
     twin = Twin.from_bundle(bundle).to(device)
     members, values = twin.members, twin.noise_values
 

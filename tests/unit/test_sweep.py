@@ -298,6 +298,50 @@ def test_seeds_of_an_ensemble_belong_to_the_condition():
     assert all(len(seed) == 16 for seed in seeds)
 
 
+def test_an_ensemble_draws_by_the_number_of_the_condition(ensemble_bundle, keys, tmp_path):
+    changes = {
+        "bundles": [str(ensemble_bundle)],
+        "trust": [str(keys.public)],
+        "attacks": [{"name": "random-sign", "eps": [0.01, 0.02]}],
+        "clips": {"data": "zoo", "split": "all", "count": 2, "labels": ["yes"]},
+        "room": None,
+        "sweep": None,
+        "repeats": 2,
+    }
+    found = []
+    for name, chunk in (("a", 32), ("b", 512)):
+        job = prepared(tmp_path / name, chunk=chunk, **changes)
+        run(job)
+        found.append(contents(job.folder))
+    assert found[0] == found[1]
+    # Nothing else is random: the members are what repeats differ by.
+    assert len({row["margin"] for row in found[0]}) == len(found[0]) == 2 * 2 * 2 * 2
+    row = found[0][-1]
+    classifier = Classifier(job.bundles["lms-ensemble"])
+    pcm = Engine(job).heard(job.grid.span(0), job.sounds(job.grid.span(0)), slice(15, 16))
+    (scores,) = classifier.scores(pcm, noise=classifier.noise(noise_seed(20, row["index"])))
+    truth = classifier.labels.index(row["label"])
+    assert row["margin"] == pytest.approx(scores[truth] - np.delete(scores, truth).max())
+
+
+def test_torch_renders_and_scores_the_same(swept, monkeypatch):
+    """The way through torch, on its CPU: a GPU is not everywhere."""
+    from rig.render.torch_linear import TorchRenderer
+    from rig.sweep import engine
+
+    job, _ = swept
+    span = job.grid.span(2)
+    expected = Engine(job).table(span, job.sounds(span)).to_pylist()
+    monkeypatch.setattr(
+        engine, "open_renderer", lambda material, device, **more: TorchRenderer(material, **more, device="cpu")
+    )
+    monkeypatch.setattr(engine, "_by_onnxruntime", engine._by_twin)
+    for row, other in zip(expected, Engine(job).table(span, job.sounds(span)).to_pylist(), strict=True):
+        assert other["linf"] == pytest.approx(row["linf"], rel=1e-4)
+        assert other["snr_db"] == pytest.approx(row["snr_db"], abs=1e-3)
+        assert other["margin"] == pytest.approx(row["margin"], abs=0.35)
+
+
 def test_a_sweep_that_is_being_computed_is_left_alone(tmp_path):
     import fcntl
 

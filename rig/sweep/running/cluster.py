@@ -6,10 +6,11 @@ the chunk it computes, which another one gets; one that joins later is given wha
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,11 @@ def compute(job: Job, wanted: Sequence[int], scheduler: str, *, device: str) -> 
     """
     if not scheduler.startswith(SCHEMES):
         raise UsageError(f"--scheduler {scheduler!r}: give tcp://HOST:PORT or tls://HOST:PORT")
+    with _quiet():
+        yield from _compute_on(job, wanted, scheduler, device)
+
+
+def _compute_on(job: Job, wanted: Sequence[int], scheduler: str, device: str) -> Iterator[tuple[int, int]]:
     try:
         security = Security(require_encryption=True) if scheduler.startswith("tls://") else None
         client = Client(scheduler, timeout=TIMEOUT_S, security=security, set_as_default=False)
@@ -98,6 +104,20 @@ def compute(job: Job, wanted: Sequence[int], scheduler: str, *, device: str) -> 
         ) from None
     finally:
         _leave(client, equipment.name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep distributed from writing tracebacks of what is told in one line here."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _equip(client: Any, equipment: Equipment, scheduler: str) -> None:

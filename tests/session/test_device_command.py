@@ -84,6 +84,16 @@ def _failing(done: subprocess.CompletedProcess[str]) -> set[str]:
     return {line[5:].partition(":")[0] for line in done.stdout.splitlines() if line.startswith("FAIL ")} - {"clock"}
 
 
+@pytest.mark.parametrize("end", [">&-", "| true"])
+def test_nobody_reads_along(tmp_path: Path, end: str) -> None:
+    (tmp_path / NAME).mkdir()
+    words = f"'{sys.executable}' -m edge.cli status --name {NAME} --state-dir '{tmp_path}' {end}"
+    command = ["bash", "-c", f"set -o pipefail; {words}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert done.returncode in {0, 5}
+    assert done.stderr == ""
+
+
 def test_the_doctor_looks_at_everything(tiny_bundle: Any, mosquitto: Any, tmp_path: Path) -> None:
     path = tmp_path / "clip.wav"
     soundfile.write(path, LOUD, 16_000)

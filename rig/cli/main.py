@@ -131,8 +131,9 @@ def main() -> None:
         else:
             raise
     if code == TYPER_INTERRUPTED:
-        goes_on = sys.argv[1:2] in (["session"], ["demo"])
-        print_error("stopped by the operator" + ("; it goes on with 'earshot session resume'" if goes_on else ""))
+        resume = "; it goes on with 'earshot session resume'"
+        goes_on = {"session": resume, "demo": resume, "sweep": "; the same command goes on"}
+        print_error("stopped by the operator" + goes_on.get("".join(sys.argv[1:2]), ""))
         sys.exit(EXIT_STOPPED)
     sys.exit(code if isinstance(code, int) else 0)
 

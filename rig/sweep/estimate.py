@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from edge.bundle.classifier import Classifier
 from edge.bundle.reading import Bundle
 from rig.sweep.grid import BATCH
 
-# Measured: rows of a sweep in a room, as they lie on the disk.
-FILE_BYTES_PER_ROW = 18.0
-# A worker of a sweep with INT8 LMS and 100 responses: interpreter and libraries, renderer, one chunk.
-WORKER_BYTES = 600_000_000
+# Measured: rows of a sweep in a room, as they lie on the disk in files of 8,192 (smaller files need more).
+FILE_BYTES_PER_ROW = 10.0
+# Measured: a worker of a sweep with INT8 LMS, interpreter and libraries; and what its renderer may keep.
+WORKER_BYTES = 350_000_000 + 96_000_000
+# Measured: reading what a chunk plays, sending it, and writing its file durably; one process does it for all workers.
+CHUNK_S = 0.012
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,13 @@ class Load:
 
 @dataclass(frozen=True)
 class Need:
-    """What a sweep takes on a cluster; hours are of the wall."""
+    """What a sweep takes on a cluster.
+
+    ``hours`` of the wall; ``bound_by`` the workers, or the one process that writes the files: then larger chunks help.
+    """
 
     hours: float
+    bound_by: Literal["workers", "writer"]
     chunks: int
     equipment_bytes: float
     sounds_bytes: float
@@ -64,6 +71,7 @@ def cluster_need(
     efficiency: float = 0.8,
     file_bytes_per_row: float = FILE_BYTES_PER_ROW,
     worker_bytes: float = WORKER_BYTES,
+    chunk_s: float = CHUNK_S,
 ) -> Need:
     """What ``load`` takes on ``nodes``, each with so many one-thread workers that do ``rate_per_s`` conditions alone.
 
@@ -75,16 +83,19 @@ def cluster_need(
         efficiency: of many workers against as many times one.
         file_bytes_per_row: on the disk, and on the way there.
         worker_bytes: resident memory of one worker before responses.
+        chunk_s: what a chunk costs the process that hands chunks out and writes their files.
     """
     workers = nodes * workers_per_node
-    seconds = load.conditions / (workers * rate_per_s * efficiency)
     chunks = -(-load.conditions // load.chunk)
+    computing_s, writing_s = load.conditions / (workers * rate_per_s * efficiency), chunks * chunk_s
+    seconds = max(computing_s, writing_s)
     responses_bytes = load.responses * load.taps * 4
     equipment = float(workers * (responses_bytes + load.bundle_bytes))
     sounds = float(chunks * load.clips_per_chunk * (1 + load.perturbations_per_clip) * load.window_samples * 2)
     rows_bytes = load.conditions * file_bytes_per_row
     return Need(
         hours=seconds / 3600,
+        bound_by="workers" if computing_s >= writing_s else "writer",
         chunks=chunks,
         equipment_bytes=equipment,
         sounds_bytes=sounds,

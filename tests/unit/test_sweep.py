@@ -390,8 +390,15 @@ def test_wrong_use_is_one_line(tmp_path, monkeypatch):
     plan = plan_file(tmp_path, attacks=[{"name": "benign"}])
     loaded = load(plan)
     job = begin(outline(loaded), tmp_path / "out")
-    with pytest.raises(UsageError, match="begun for cpu"):
-        run(job, device="cuda")
+    for wrong, words in (
+        ({"device": "tpu"}, "use cpu, cuda"),
+        ({"workers": 0}, "at least 1"),
+        ({"workers": 2, "device": "cuda"}, "a GPU has one"),
+        ({"workers": 2, "scheduler": "tcp://127.0.0.1:9"}, "leave --workers or --scheduler out"),
+        ({"device": "cuda", "scheduler": "tcp://127.0.0.1:9"}, "begun for cpu"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            run(job, **wrong)
     with pytest.raises(PlanError, match=r"holds no sweep.json"):
         read_job(tmp_path)
     with pytest.raises(PlanError, match=r"has no summary.json yet"):

@@ -1,4 +1,5 @@
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +135,9 @@ def test_what_a_cluster_needs_is_computed():
         efficiency=0.8,
         file_bytes_per_row=20,
         worker_bytes=5e8,
+        chunk_s=0.01,
     )
+    assert need.bound_by == "workers"
     assert need.hours == pytest.approx(100e6 / (800 * 500 * 0.8) / 3600)
     assert need.chunks == 12_208
     assert need.equipment_bytes == 800 * (100 * 8000 * 4 + 500_000)
@@ -144,3 +147,22 @@ def test_what_a_cluster_needs_is_computed():
     assert need.scheduler_bytes_per_s == pytest.approx(
         (need.equipment_bytes + need.sounds_bytes + need.rows_bytes) / (need.hours * 3600)
     )
+
+
+def test_one_process_that_writes_can_be_what_everybody_waits_for():
+    many = cluster_need(Load(conditions=100_000_000), nodes=100, workers_per_node=8, rate_per_s=1600, chunk_s=0.012)
+    assert (many.bound_by, many.hours) == ("writer", pytest.approx(12_208 * 0.012 / 3600))
+
+
+def test_the_document_says_what_is_computed():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    load = Load(conditions=100_000_000, chunk=65_536, clips_per_chunk=4, responses=110, taps=9_600)
+    for rate_per_s in (1600, 160):
+        need = cluster_need(load, nodes=100, workers_per_node=8, rate_per_s=rate_per_s)
+        assert need.bound_by == "workers"
+        row = (
+            f"| {rate_per_s:,} | {need.hours * 60:.1f} min | {need.chunks:,} | {need.equipment_bytes / 1e9:.1f} GB"
+            f" | {need.sounds_bytes / 1e9:.1f} GB | {need.rows_bytes / 1e9:.1f} GB"
+            f" | {need.scheduler_bytes_per_s / 1e6:.0f} MB/s | {need.worker_bytes / 1e6:.0f} MB |"
+        )
+        assert row in text, row

@@ -43,8 +43,10 @@ def run(
     """Compute a sweep, or what is missing of it, and its rates."""
     from rig.plan import load
     from rig.sweep.prepare import begin, outline
+    from rig.sweep.running.run import check_machinery
     from rig.sweep.running.run import run as compute
 
+    check_machinery(workers=workers, scheduler=scheduler, device=device)
     loaded = load(plan)
     with progress("reading clips", enabled=not as_json) as reading:
         found = outline(loaded, chunk=chunk, device=device, progress=reading)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge import files
-from edge.errors import PlanError, UsageError
+from edge.errors import PlanError, UnavailableError, UsageError
 from firmware_models.progress import Progress, silent
 from rig.sweep import rows
 from rig.sweep.job import Job
@@ -50,13 +50,10 @@ def run(
         PlanError: somebody else computes this sweep at the moment, or the disk refuses.
         UnavailableError: the scheduler cannot be reached, workers died too often, there is no GPU.
     """
-    if workers < 1:
-        raise UsageError(f"--workers {workers}: at least 1")
-    if (device.partition(":")[0] == "cuda") != (job.description.device == "cuda"):
+    check_machinery(workers=workers, scheduler=scheduler, device=device)
+    if device.partition(":")[0] != job.description.device:
         raise UsageError(f"--device {device}: the sweep in {job.folder} was begun for {job.description.device}")
-    if device != "cpu" and workers > 1 and scheduler is None:
-        raise UsageError(f"--workers {workers}: a GPU has one; leave --workers or --device out")
-    with _alone(job.folder):
+    with _locked(job.folder):
         rows.clear_unfinished(job.folder)
         wanted, replaced = _open_chunks(job, progress)
         done = job.grid.total - sum(job.grid.span(number).stop - job.grid.span(number).start for number in wanted)
@@ -66,6 +63,31 @@ def run(
             progress(done + partly, job.grid.total, job.grid.blocks[span.block].attack)
         summary = write_summary(job, progress=progress)
     return Outcome(summary, computed=len(wanted), found=job.grid.chunks - len(wanted), replaced=replaced)
+
+
+def check_machinery(*, workers: int, scheduler: str | None, device: str) -> None:
+    """Refuse what cannot compute anything, before anything long is prepared for it.
+
+    Raises:
+        UsageError: no workers, two kinds of them, a device that is none.
+        UnavailableError: there is no GPU here, and the GPU of no other machine is meant.
+    """
+    if workers < 1:
+        raise UsageError(f"--workers {workers}: at least 1")
+    if workers > 1 and scheduler is not None:
+        raise UsageError(
+            f"--workers {workers}: those of a cluster are started there; leave --workers or --scheduler out"
+        )
+    if device.partition(":")[0] not in {"cpu", "cuda"}:
+        raise UsageError(f"--device {device!r}: use cpu, cuda or cuda:NUMBER")
+    if device == "cpu" or scheduler is not None:
+        return
+    if workers > 1:
+        raise UsageError(f"--workers {workers}: a GPU has one; leave --workers or --device out")
+    import torch  # noqa: PLC0415 - takes seconds, and processors do without
+
+    if not torch.cuda.is_available():
+        raise UnavailableError(f"--device {device}: torch sees no GPU here, leave --device out")
 
 
 def _computed(
@@ -105,7 +127,3 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise PlanError(f"sweep {folder}: is being computed by another process, wait for it or stop it") from None
         yield
-
-
-def _alone(folder: Path) -> AbstractContextManager[None]:
-    return _locked(folder)

@@ -58,6 +58,7 @@ def _document(slots: Slots) -> dict[str, Any]:
         held = None if pointer is None else pointer.slots.get(slot)
         there = slots.path(slot).is_file()
         contents[slot] = {
+            "present": there,
             "name": None if held is None else held.name,
             "version": None if held is None else held.version,
             "sha256": None if held is None else held.sha256,
@@ -106,13 +107,20 @@ def _runs(lock: Path) -> bool | None:
 def _lines(document: dict[str, Any]) -> list[str]:
     running = {True: "running", False: "not running", None: "running or not: not told"}[document["running"]]
     lines = [f"{document['folder']}: {running}, earshot {document['earshot_version']}"]
-    if document["active"] is None:
+    present = any(holds["present"] for holds in document["slots"].values())
+    if document["active"] is None and present:
+        lines.append("slots/pointer.json is missing or unreadable: the next start makes it again from what verifies")
+    elif document["active"] is None:
         lines.append("no slots: give the bundle with --bundle, or put one there with earshot-device provision")
     for slot, holds in document["slots"].items():
-        if holds["name"] is None and holds["problem"] is None:
+        if not holds["present"] and holds["name"] is None:
             lines.append(f"slot {slot}: empty")
             continue
-        name = f"{holds['name']} version {holds['version']}, signed by {holds['signed_by']}" if holds["name"] else "?"
+        name = (
+            f"{holds['name']} version {holds['version']}, signed by {holds['signed_by']}"
+            if holds["name"]
+            else "a bundle"
+        )
         state = ""
         if slot == document["active"]:
             state = ", active, " + ("confirmed" if document["confirmed"] else f"started {document['starts']} times")

@@ -45,7 +45,10 @@ class ReplayWindow:
             return "it was received before"
         if counter <= self._floor:
             behind_s = (self._highest - counter) / 1e9
-            return f"it is {behind_s:.1f} s older than the newest of its operator: do the operator's clocks agree?"
+            return (
+                f"it is {behind_s:.1f} s older than the newest of its operator: do the operator's clocks agree?"
+                " set them right, then restart this device"
+            )
         return None
 
     def use(self, counter: int) -> None:

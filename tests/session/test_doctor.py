@@ -76,6 +76,10 @@ def test_the_doctor_of_an_installed_device_needs_its_settings_file_alone(
     assert (told["running"], told["active"]) == (False, "a")
     assert told["slots"]["a"]["problem"]
     assert "slot b: empty" in _device("status", *place).stdout
+    (tmp_path / "state/kitchen/slots/pointer.json").write_text("{")
+    told = _device("status", *place).stdout
+    assert "pointer.json is missing or unreadable" in told
+    assert "slot a: a bundle: " in told
     assert "no such state folder" in _device("status", "--name", "x", "--state-dir", tmp_path).stderr
     assert _device("status").stderr.startswith("earshot-device: --name is missing")
     assert "--seconds" in _device("doctor", "--seconds", "0").stderr

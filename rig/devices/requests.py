@@ -19,6 +19,8 @@ PATIENCE_S = 120.0
 # It proves itself for a minute, and its first minute may begin with a lost microphone.
 CONFIRM_S = 60.0
 CONFIRM_PATIENCE_S = 300.0
+# Its minute begins with its first window.
+_GRACE_S = 10.0
 _POLL_S = 0.25
 
 Change = Update | Rollback
@@ -181,8 +183,11 @@ def _report(courses: Sequence[_Course], progress: Progress) -> None:
     note = note if len(note) <= 60 else f"{len(open_courses)} of {len(courses)} devices at work"
     began = [each.running_s for each in open_courses if each.running_s is not None]
     if len(began) == len(open_courses):
-        elapsed_s = min(time.monotonic() - max(began), CONFIRM_S - 1)
-        progress(int(elapsed_s), int(CONFIRM_S), note)
+        elapsed_s = time.monotonic() - max(began)
+        if elapsed_s < CONFIRM_S + _GRACE_S:
+            progress(int(min(elapsed_s, CONFIRM_S - 1)), int(CONFIRM_S), note)
+        else:
+            progress(int(elapsed_s), int(CONFIRM_PATIENCE_S) + 1, f"{note}, not healthy for a minute yet: microphone?")
         return
     if total_bytes := sum(course.total_bytes for course in courses):
         progress(sum(course.done_bytes for course in courses), total_bytes, note)

@@ -130,8 +130,10 @@ def _health_lines(member: Member) -> list[str]:
         f"  memory      {_or_dash(health.memory_rss_mb, 0)} MB, {_or_dash(health.memory_available_mb, 0)} MB available",
         f"  disk        {_or_dash(health.disk_free_mb, 0)} MB free",
     ]
-    held = "not told" if health.throttled is None else ", ".join(health.throttled) or "not throttled"
-    lines.append(f"  processor   {_or_dash(health.cpu_temperature_c, 0)} °C, {held}")
+    celsius = health.cpu_temperature_c
+    warmth = "temperature not told" if celsius is None else f"{celsius:.0f} °C"
+    held = "throttling not told" if health.throttled is None else ", ".join(health.throttled) or "not throttled"
+    lines.append(f"  processor   {warmth}, {held}")
     return lines
 
 

@@ -28,8 +28,26 @@ def wilson(successes: int, n: int) -> Rate:
         raise ValueError(f"successes must lie between 0 and n, not {successes} of {n}")
     if n == 0:
         return Rate(math.nan, math.nan, math.nan)
-    p = successes / n
+    return score_interval(successes / n, n)
+
+
+def score_interval(rate: float, n: int) -> Rate:
+    """Wilson's interval at 95 % around a rate that was not counted over ``n`` whole trials; NaN without trials."""
+    if not n or math.isnan(rate):
+        return Rate(math.nan, math.nan, math.nan)
     denominator = 1 + Z_95**2 / n
-    centre = (p + Z_95**2 / (2 * n)) / denominator
-    half = Z_95 * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n * n)) / denominator
-    return Rate(p, max(0.0, centre - half), min(1.0, centre + half))
+    centre = (rate + Z_95**2 / (2 * n)) / denominator
+    half = Z_95 * math.sqrt(rate * (1 - rate) / n + Z_95**2 / (4 * n * n)) / denominator
+    return Rate(rate, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def newcombe(first: Rate, second: Rate) -> Rate:
+    """The difference ``first`` - ``second`` of two independent rates with its interval at 95 %.
+
+    Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
+    eleven methods", Statistics in Medicine 17 (1998), method 10, from the Wilson intervals of both.
+    """
+    difference = first.rate - second.rate
+    below = math.hypot(first.rate - first.low, second.high - second.rate)
+    above = math.hypot(first.high - first.rate, second.rate - second.low)
+    return Rate(difference, max(-1.0, difference - below), min(1.0, difference + above))

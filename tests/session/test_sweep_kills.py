@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -86,8 +87,11 @@ def test_a_killed_sweep_goes_on_where_it_was(plan, undisturbed, tmp_path, wait_u
     try:
         wait_until(lambda: finished(out) >= 3 or process.poll() is not None, timeout_s=120)
         assert process.poll() is None, "it was done before it could be killed"
+        helpers = psutil.Process(process.pid).children(recursive=True)
+        assert len(helpers) >= (workers if workers > 1 else 0)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=30)
+        wait_until(lambda: not any(alive(each) for each in helpers), timeout_s=30, complaint="workers linger")
     finally:
         kill_group(process)
     kept = {file.name: file.stat().st_mtime_ns for file in (out / "rows").glob("chunk-*")}
@@ -103,6 +107,13 @@ def test_a_killed_sweep_goes_on_where_it_was(plan, undisturbed, tmp_path, wait_u
     assert not list((out / "rows").glob(".*"))
     assert rows_of(out) == undisturbed[0]
     assert told["overall"] == undisturbed[1]["overall"]
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def kill_group(process: subprocess.Popen) -> None:

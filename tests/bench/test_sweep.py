@@ -101,6 +101,19 @@ def test_bytes_of_a_row(job):
     assert len(content) / rows < 40
 
 
+def both_processors() -> float:
+    """What two loops that share nothing get at once of the processor that one of them gets alone."""
+    loop = "import time\nt = time.perf_counter()\nwhile time.perf_counter() - t < 1: pass\nprint(time.process_time())"
+
+    def got_s(count: int) -> float:
+        loops = [
+            subprocess.Popen([sys.executable, "-c", loop], stdout=subprocess.PIPE, text=True) for _ in range(count)
+        ]
+        return sum(float(each.communicate()[0]) for each in loops)
+
+    return got_s(2) / got_s(1) / 2
+
+
 def test_a_second_dask_worker(job, tmp_path, free_port):
     """Conditions per second of the wall, and per second of processor, which a busy machine does not change."""
     pytest.importorskip("distributed", reason="not installed: pip install 'earshot[cluster]'")
@@ -137,11 +150,14 @@ def test_a_second_dask_worker(job, tmp_path, free_port):
                 used_s = -sum(sum(each.cpu_times()[:2]) for each in busy)
                 wanted = list(range(4, 4 + 6 * count))
                 done = sum(job.grid.span(n).stop - job.grid.span(n).start for n in wanted)
-                began = perf_counter()
-                list(cluster.compute(job, wanted, address, device="cpu"))
-                walls[count] = perf_counter() - began
+                walls[count] = []
+                for _ in range(ROUNDS):
+                    began = perf_counter()
+                    list(cluster.compute(job, wanted, address, device="cpu"))
+                    walls[count].append(perf_counter() - began)
                 used_s += sum(sum(each.cpu_times()[:2]) for each in busy)
-                rates[count], per_cpu[count] = done / walls[count], done / used_s
+                # The quickest round is the one in which nobody else wanted the processors.
+                rates[count], per_cpu[count] = done / min(walls[count]), ROUNDS * done / used_s
     finally:
         for process in processes:
             process.kill()
@@ -149,5 +165,5 @@ def test_a_second_dask_worker(job, tmp_path, free_port):
     efficiency = per_cpu[2] / per_cpu[1]
     told = f"one worker {rates[1]:.0f}/s, two {rates[2]:.0f}/s ({rates[2] / rates[1] / 2:.0%} of twice)"
     print(f"\n{told}; per second of processor {per_cpu[1]:.0f} and {per_cpu[2]:.0f} ({efficiency:.0%})", end="")
-    print(f", load {os.getloadavg()[0]:.1f}")
+    print(f"; two empty loops get {both_processors():.0%} of twice now, load {os.getloadavg()[0]:.1f}")
     assert efficiency > 0.8

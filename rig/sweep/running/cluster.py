@@ -156,6 +156,8 @@ def _compute(digest: str, span: Span, sounds: Sounds) -> tuple[int, bytes]:
 def _leave(client: Any, plugin: str) -> None:
     # The scheduler may be gone or never have come; then there is nothing to take back.
     with suppress(Exception):
+        if client.status != "running":
+            raise ConnectionError(client.status)
         client.unregister_worker_plugin(plugin)
     client.close(timeout=5)
 

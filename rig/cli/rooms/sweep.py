@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rig.cli.console import print_json, progress, say
+from rig.cli.rooms import sweep_pictures
 
 if TYPE_CHECKING:
     from rig.sweep.prepare import Outline
     from rig.sweep.summary import Rate, Summary
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Simulate and score every condition of a plan.")
+app.add_typer(sweep_pictures.app)
 
 # Rows that a person reads; all are in summary.json.
 MAX_SHOWN = 60

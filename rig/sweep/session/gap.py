@@ -104,8 +104,8 @@ def compare(sweep: Path, session: Path, *, rt60_s: float | None = None, progress
     cells = tuple(cell for cell in found if cell is not None)
     if not cells:
         raise PlanError(
-            f"session {session}: has no condition in common with sweep {sweep} that counts in both: bundle, attack, eps,"
-            " delay and the names of the places must be the same"
+            f"session {session}: has no condition in common with sweep {sweep} that counts in both: bundle, attack,"
+            " eps, delay and the names of the places must be the same"
         )
     gaps = np.array([cell.gap for cell in cells])
     with Journal(session, read_only=True) as journal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,14 +17,12 @@ from firmware_models.progress import Progress, silent
 from firmware_models.statistics import newcombe
 from rig import plan as plans
 from rig.plan import AttackChoice, Plan
-from rig.scenes.placed import SHAPES, Placed
-from rig.scenes.placement import device_key, talker_key
-from rig.scenes.scene import Scene
 from rig.sweep import job as jobs
 from rig.sweep.grid import Grid
 from rig.sweep.job import Description, read_description
 from rig.sweep.pictures.charts import BENIGN, CONTROL
 from rig.sweep.pictures.tally import BUDGET, CELL, Counts, interval, tally
+from rig.sweep.session.scene import with_places
 
 # Benign, the control, and an attack.
 LEAST = 3
@@ -367,7 +364,7 @@ def _plan(
             "attackers_m": [list(axes.attackers)[each] for each in sorted(picked.attacker)],
             "devices_m": [list(axes.devices)[each] for each in sorted(picked.device)],
         }
-        scene = _placed(plan.room, kept, axes.rt60_s[room], description.rate_hz)
+        scene = with_places(plan.room, kept, axes.rt60_s[room], description.rate_hz)
     budgets = sorted({arm.eps for arm in picked.arm})
     attacks = [AttackChoice(name=BENIGN), AttackChoice(name=CONTROL, eps=tuple(budgets))]
     for number, attack in enumerate(plan.attacks):
@@ -385,52 +382,3 @@ def _plan(
         }
     ).model_dump(mode="json", by_alias=True, exclude_none=True)
     return plans.parse(document, f"proposed by {folder}", folder)
-
-
-def _placed(scene: Scene, kept: Mapping[str, list[str]], rt60_s: float | None, rate_hz: int) -> Scene:
-    """The scene with some of its places, each under the name it had, and the levels it had."""
-    places = scene.placements
-    if scene.measured is not None and len(places.talkers) > 1:
-        raise PlanError("room: measured with several talkers: a session has one, take out the others and sweep again")
-    (talker,) = kept["talker_m"]
-    changes: dict[str, Any] = {
-        "talker_m": _at_point(scene.talker_m, places.talkers[talker].position_m),
-        "attackers_m": {
-            name: _at_point(_group(scene.attackers_m, name), places.attackers[name].position_m)
-            for name in kept["attackers_m"]
-        },
-        "devices_m": {
-            name: _at_point(_group(scene.devices_m, name), places.devices[name].position_m)
-            for name in kept["devices_m"]
-        },
-        # Levels are set for the first talker at the first device, which may have become another pair.
-        "gain_db": round(scene.gain_db + _reference_db(scene, talker, kept["devices_m"][0], rate_hz), 4),
-    }
-    if rt60_s is not None:
-        changes["rt60_s"] = rt60_s
-    copied = scene.model_copy(update=changes)
-    copied.__dict__.pop("placements", None)
-    return copied
-
-
-def _reference_db(scene: Scene, talker: str, device: str, rate_hz: int) -> float:
-    places = scene.placements
-    if scene.measured is None:
-        now = math.dist(places.talkers[talker].position_m, places.devices[device].position_m)
-        return 20 * math.log10(places.reference_m / now)
-    from rig.scenes.respond import direct_sound, respond  # noqa: PLC0415 - reads every response
-
-    room = respond(scene, rate_hz).room
-    first = direct_sound(room, room.devices[0], room.sources[0])
-    return 20 * math.log10(direct_sound(room, device_key(device), talker_key(talker)) / first)
-
-
-def _group(groups: Mapping[str, Placed], name: str) -> Placed:
-    """The entry of the plan that a place is of."""
-    if name in groups:
-        return groups[name]
-    return next(placed for key, placed in groups.items() if re.fullmatch(re.escape(key) + r"-\d+", name))
-
-
-def _at_point(placed: Placed, position_m: tuple[float, float, float]) -> Placed:
-    return placed.model_copy(update={**dict.fromkeys(SHAPES), "at": position_m})

@@ -41,9 +41,12 @@ def test_a_machine_that_cannot_be_a_device_is_told_in_one_line(case, machine, ea
     folder = f"/srv/fake-{case.replace(' ', '-')}"
     machine.put(f"{folder}/{program}", f"#!/bin/sh\n# A fake, for a test.\n{script}\n".encode(), "755")
     machine.path(f"{folder}:{PATH}")
+    # Who is not root must not become it in another way.
+    machine.sh("mv /usr/bin/sudo /usr/bin/sudo.away")
     before = machine.snapshot()
     result = earshot("install", "root@127.0.0.1", *machine.options, *wanted, "--broker", "mqtt://u@h", "--no-start")
     after = machine.snapshot()
+    machine.sh("mv /usr/bin/sudo.away /usr/bin/sudo")
     machine.path(PATH)
     result.refused(4, *words)
     assert after == before

@@ -74,7 +74,7 @@ class Crafter:
             self._ready[recipe] = made
 
     def chunks(self, condition: Condition) -> Iterator[Pcm]:
-        """The perturbations of all clips in an attacked condition, int16 (at most 32, window) at a time, kept on disk."""
+        """The perturbations of all clips in an attacked condition, int16 (at most 32, window) at a time."""
         for start in range(0, len(self._clips), CHUNK_CLIPS):
             yield self._chunk(_recipe(condition), start, min(start + CHUNK_CLIPS, len(self._clips)))
 

@@ -18,6 +18,7 @@ from rig.report import figures
 from rig.report.summary import Summary, TrialRecord, headlines, read_attempts, summarise
 from rig.session.prepare import AUDIO
 from rig.session.samples import choose
+from rig.sweep.session import gap
 
 SUMMARY, RESULTS, PAGE = "summary.json", "results.parquet", "report.html"
 SAMPLE_KINDS = ("clean", "mixed", "heard")
@@ -43,6 +44,7 @@ def write_report(folders: Sequence[Path], out: Path, *, name: str | None = None)
             headlines=headlines(summary.rows),
             eps_figure=figures.error_over_eps(summary.rows),
             delay_figure=figures.error_over_delay(summary.rows),
+            gaps=[found for folder in folders if (found := gap.read(folder / gap.FILE)) is not None],
             samples=[sample for folder in folders for sample in _samples(folder)],
             commands=[shlex.join(session["command"]) for session in summary.sessions],
         )

@@ -176,8 +176,8 @@ def _tell_gap(found: Gap) -> None:
     if not found.same_clips:
         say("warning: the session played other clips than the sweep")
     say(
-        f"mean absolute gap {found.mean_absolute_gap:.1%} over {found.matched} conditions, {found.by_chance:.1%} of it"
-        f" to be expected by chance; {found.beyond_chance} beyond it"
+        f"mean absolute gap {found.mean_absolute_gap:.1%} over {found.matched} conditions, where chance alone"
+        f" would bring {found.by_chance:.1%}; {found.beyond_chance} outside of their 95 % intervals"
         + (f"; {found.session_only} of the session are not in the sweep" if found.session_only else "")
     )
 

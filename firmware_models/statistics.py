@@ -42,12 +42,14 @@ def score_interval(rate: float, n: int) -> Rate:
 
 
 def newcombe(first: Rate, second: Rate) -> Rate:
-    """The difference ``first`` - ``second`` of two independent rates with its interval at 95 %.
+    """The difference ``first`` - ``second`` of two independent rates with its interval at 95 %; NaN if one is.
 
     Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
     eleven methods", Statistics in Medicine 17 (1998), method 10, from the Wilson intervals of both.
     """
     difference = first.rate - second.rate
+    if math.isnan(difference):
+        return Rate(math.nan, math.nan, math.nan)
     below = math.hypot(first.rate - first.low, second.high - second.rate)
     above = math.hypot(first.high - first.rate, second.rate - second.low)
     return Rate(difference, max(-1.0, difference - below), min(1.0, difference + above))

@@ -44,6 +44,7 @@ def draw(chart: Chart) -> Figure:
             axes.set_title(f"{bundle}, device {device}, n {_range(by_place.get((bundle, device)))}", fontsize=9)
             axes.set_ylim(-0.03, 1.03)
             axes.grid(alpha=0.3)
+            axes.locator_params(axis="x", nbins=6)
         grid[i, 0].set_ylabel("error rate")
     for axes in grid[-1]:
         axes.set_xlabel(chart.label, fontsize=9)

@@ -119,7 +119,7 @@ def _shade(axes: Any, found: Map) -> Any:
         [place.x_m for place in known],
         [place.y_m for place in known],
         c=[place.error_rate for place in known],
-        s=130,
+        s=130 if len(known) <= WRITTEN else max(12, 130 * WRITTEN / len(known)),
         cmap="cividis",
         vmin=0,
         vmax=1,

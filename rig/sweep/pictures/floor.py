@@ -87,6 +87,9 @@ def draw(scene: Scene, found: list[Map]) -> Figure:
         for j, attack in enumerate(across):
             axes = grid[i, j]
             picture.draw(axes, scene)
+            # The places are drawn below by their error rates, beneath talker and devices.
+            for each in [each for each in axes.collections if "attacker" in str(each.get_label())]:
+                each.remove()
             here = by_place[device, attack]
             shade = _shade(axes, here)
             x, y, _ = scene.placements.devices[device].position_m
@@ -95,8 +98,7 @@ def draw(scene: Scene, found: list[Map]) -> Figure:
     # Pairs of blue and yellow are told apart by colour-blind readers, and by their lightness in print.
     figure.colorbar(shade, ax=grid, label="error rate", shrink=0.8)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    kept = [(handle, label) for handle, label in zip(handles, labels, strict=True) if "attacker" not in label]
-    figure.legend(*zip(*kept, strict=True), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     left_out = [f"{most} of {len(all_)} {what}" for most, all_, what in _limits(devices, attacks) if len(all_) > most]
     told = f"{found[0].bundle}: error by place of the attacker" + ("; the first " + " and ".join(left_out)) * bool(
         left_out
@@ -114,7 +116,7 @@ def _shade(axes: Any, found: Map) -> Any:
 
     known = [place for place in found.places if place.error_rate is not None]
     missing = [place for place in found.places if place.error_rate is None]
-    axes.scatter([p.x_m for p in missing], [p.y_m for p in missing], s=60, c="#BBBBBB", marker="x", zorder=5)
+    axes.scatter([p.x_m for p in missing], [p.y_m for p in missing], s=60, c="#BBBBBB", marker="x", zorder=2.5)
     shade = axes.scatter(
         [place.x_m for place in known],
         [place.y_m for place in known],
@@ -126,7 +128,7 @@ def _shade(axes: Any, found: Map) -> Any:
         edgecolors="black",
         label="loudspeaker by error rate",
         linewidths=0.6,
-        zorder=5,
+        zorder=2.5,
     )
     for place in known if len(known) <= WRITTEN else ():
         axes.annotate(

@@ -19,6 +19,9 @@ from rig.cli.main import app
 from rig.journal import Attempt, Journal
 from rig.plan import load
 from rig.report.write import write_report
+from rig.rooms.measured import save_folder
+from rig.rooms.simulate import simulate
+from rig.scenes import Scene
 from rig.scenes.respond import respond
 from rig.session import material
 from rig.session.prepare import Setup, create
@@ -370,12 +373,24 @@ def rate_difference(found, *cell):
     return rate_of(attacked) - rate_of(noise)
 
 
-def test_places_keep_their_names_and_levels(swept):
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_places_keep_their_names_and_levels(swept, tmp_path, is_measured):
     """The second device alone hears what it heard beside the first, at which levels are set."""
+    whole = swept.scene
+    assert list(whole.placements.devices) == ["floor", "table"]
+    if is_measured:
+        places = whole.placements
+        save_folder(tmp_path, simulate(whole.space, places.sources, places.microphones, 16_000))
+        room = {key: value for key, value in ROOM.items() if key != "walls"}
+        whole = Scene(
+            **room
+            | {"devices_m": {key: ROOM["devices_m"][key] for key in ("floor", "table")}, "measured": str(tmp_path)}
+        )
     kept = {"talker_m": ["talker"], "attackers_m": ["spot-2", "shelf"], "devices_m": ["table"]}
-    scene = with_places(swept.scene, kept, None, 16_000)
+    scene = with_places(whole, kept, None, 16_000)
     assert list(scene.placements.attackers) == ["spot-2", "shelf"]
-    before, after = respond(swept.scene, 16_000).wire, respond(scene, 16_000).wire
+    assert abs(scene.gain_db - whole.gain_db) > 1, "the levels would have changed"
+    before, after = respond(whole, 16_000).wire, respond(scene, 16_000).wire
     for source in after.sources:
         one, other = before.of("devices_m.table", source), after.of("devices_m.table", source)
         size = min(len(one), len(other))

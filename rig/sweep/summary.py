@@ -19,7 +19,7 @@ from edge import files
 from edge.errors import PlanError
 from edge.validation import describe
 from firmware_models.progress import Progress, silent
-from firmware_models.statistics import Z_95, wilson
+from firmware_models.statistics import score_interval, wilson
 from rig.sweep import rows
 from rig.sweep.grid import Grid
 from rig.sweep.job import SUMMARY, Job
@@ -222,18 +222,8 @@ def _overall(grid: Grid, block: int, counts: _Counts) -> Iterator[Rate]:
             "target": here.target,
             "eps": eps,
         }
-        interval = _interval(errors / valid if valid else math.nan, min(valid, len(here.clips)))
-        yield _rate(told, counts, chosen, interval)
-
-
-def _interval(rate: float, n: int) -> tuple[float, float]:
-    """Wilson's interval around a rate that was not counted over ``n`` whole trials."""
-    if not n or math.isnan(rate):
-        return math.nan, math.nan
-    denominator = 1 + Z_95**2 / n
-    centre = (rate + Z_95**2 / (2 * n)) / denominator
-    half = Z_95 * math.sqrt(rate * (1 - rate) / n + Z_95**2 / (4 * n * n)) / denominator
-    return max(0.0, centre - half), min(1.0, centre + half)
+        shared = score_interval(errors / valid if valid else math.nan, min(valid, len(here.clips)))
+        yield _rate(told, counts, chosen, (shared.low, shared.high))
 
 
 def _rate(told: dict[str, Any], counts: _Counts, cells: Any, interval: tuple[float, float]) -> Rate:

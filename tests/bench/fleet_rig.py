@@ -33,11 +33,11 @@ def note(predictions: Sequence[Prediction]) -> None:
 
 
 def follow(url: BrokerUrl, folder: Path, stop: threading.Event) -> dict[str, float]:
-    from rig.devices.collection import Collection
     from rig.devices.events import Event
-    from rig.devices.follow import Follower, tune_process
     from rig.devices.link import Link
     from rig.devices.operator import Operator
+    from rig.fleet.collection import Collection
+    from rig.fleet.follow import Follower, tune_process
 
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     link = Link(url, ["+"], events, operator=Operator.ephemeral(), reports=("prediction",))

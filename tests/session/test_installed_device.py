@@ -23,8 +23,8 @@ from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.client import new_client
 from rig.devices import requests
 from rig.devices.bundle_server import BundleServer
-from rig.devices.fleet import Fleet
 from rig.devices.operator import Operator
+from rig.fleet.presence import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "kitchen"

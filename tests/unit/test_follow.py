@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from edge.errors import UnavailableError, UsageError
 from edge.messages import Acknowledge, Message, Prediction
-from rig.devices.collection import Collection
-from rig.devices.follow import ACKNOWLEDGE_S, MAX_SEQS, Acknowledger
-from rig.devices.seen import Seen
+from rig.fleet.collection import Collection
+from rig.fleet.follow import ACKNOWLEDGE_S, MAX_SEQS, Acknowledger
+from rig.fleet.seen import Seen
 
 
 def prediction(seq: int, *, device: str = "kitchen", boot_id: str = "b") -> Prediction:
@@ -76,7 +76,7 @@ def test_a_prediction_is_kept_once_also_after_a_restart(tmp_path: Path) -> None:
 def test_only_one_process_follows_into_a_file(tmp_path: Path) -> None:
     root = str(Path(__file__).resolve().parents[2])
     code = "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\n"
-    code += "from rig.devices.collection import Collection\nCollection(Path(sys.argv[2]))"
+    code += "from rig.fleet.collection import Collection\nCollection(Path(sys.argv[2]))"
     with Collection(tmp_path / "c") as collection:
         collection.store([prediction(0)])
         command = [sys.executable, "-c", code, root, str(tmp_path / "c")]

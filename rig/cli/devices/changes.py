@@ -16,8 +16,8 @@ from rig.cli.devices.options import BrokerOption, JsonOption, OperatorOption, St
 
 if TYPE_CHECKING:
     from edge.mqtt.broker_url import BrokerUrl
-    from rig.devices.fleet import Fleet
-    from rig.devices.requests import Change, Outcome
+    from rig.fleet.presence import Fleet
+    from rig.fleet.requests import Change, Outcome
 
 app = typer.Typer()
 
@@ -116,9 +116,9 @@ def rollback(
 @contextmanager
 def _fleet(names: Sequence[str], url: BrokerUrl, operator: Path | None) -> Iterator[Fleet]:
     """Devices that are all online, with an operator where one is given."""
-    from rig.devices.fleet import Fleet
     from rig.devices.operator import Operator
-    from rig.devices.requests import need_online
+    from rig.fleet.presence import Fleet
+    from rig.fleet.requests import need_online
 
     signer = None if operator is None else Operator.load(operator)
     with Fleet(url, tuple(names), operator=signer) as fleet:
@@ -136,7 +136,7 @@ def _carry_out(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    from rig.devices.requests import change
+    from rig.fleet.requests import change
 
     if dry_run:
         _tell_plan(fleet, wanted, what, as_json=as_json)

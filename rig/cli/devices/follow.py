@@ -39,10 +39,10 @@ def follow(
     import queue
 
     from edge.messages import check_name
-    from rig.devices.collection import Collection
-    from rig.devices.follow import Follower, tune_process
     from rig.devices.link import Link
     from rig.devices.operator import Operator
+    from rig.fleet.collection import Collection
+    from rig.fleet.follow import Follower, tune_process
 
     if seconds is not None and not 0 < seconds <= _LONGEST_S:
         raise UsageError(f"--seconds {seconds:g}: use over 0 to {_LONGEST_S:g}")

@@ -11,7 +11,7 @@ from rig.cli.console import print_json, say
 from rig.cli.devices.options import BrokerOption, JsonOption, StationOption, access
 
 if TYPE_CHECKING:
-    from rig.devices.fleet import Member
+    from rig.fleet.presence import Member
 
 app = typer.Typer()
 _LONGEST_S = 3600.0
@@ -25,7 +25,7 @@ def list_devices(
     as_json: JsonOption = False,
 ) -> None:
     """Show every device that the broker knows: state, bundle, slot, microphone."""
-    from rig.devices.fleet import Fleet
+    from rig.fleet.presence import Fleet
 
     if not 0 <= seconds <= _LONGEST_S:
         raise UsageError(f"--seconds {seconds:g}: use 0 to {_LONGEST_S:g}")

@@ -52,10 +52,10 @@ def rotate(
 
     The statement names no device: one serves a fleet. For the operators' key the old one signs the command as well.
     """
-    from rig.devices.fleet import Fleet
     from rig.devices.operator import Operator
-    from rig.devices.requests import Outcome, need_online
-    from rig.devices.requests import rotate as send
+    from rig.fleet.presence import Fleet
+    from rig.fleet.requests import Outcome, need_online
+    from rig.fleet.requests import rotate as send
 
     for name in names:
         check_name(name)

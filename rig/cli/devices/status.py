@@ -13,7 +13,7 @@ from rig.cli.console import print_json, progress, say
 from rig.cli.devices.options import BrokerOption, JsonOption, OperatorOption, StationOption, access
 
 if TYPE_CHECKING:
-    from rig.devices.fleet import Fleet, Member
+    from rig.fleet.presence import Fleet, Member
 
 app = typer.Typer()
 # A device tells its health every 10 s.
@@ -29,8 +29,8 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show state, bundle, slots, the last update, sound, health and, with an operator's key, the clock's offset."""
-    from rig.devices.fleet import Fleet
     from rig.devices.operator import Operator
+    from rig.fleet.presence import Fleet
 
     reach = access(broker, operator, station)
     check_name(name)

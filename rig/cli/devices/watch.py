@@ -17,7 +17,7 @@ from rig.cli.devices.options import BrokerOption, StationOption, access
 
 if TYPE_CHECKING:
     from edge.messages import Message
-    from rig.devices.fleet import Fleet, Member
+    from rig.fleet.presence import Fleet, Member
 
 app = typer.Typer()
 
@@ -63,8 +63,8 @@ def watch(
 
     Without a terminal it prints a line per device and second. Ctrl-C ends it.
     """
-    from rig.devices.fleet import ANYBODY, Fleet
     from rig.devices.link import REPORTS
+    from rig.fleet.presence import ANYBODY, Fleet
 
     if seconds is not None and not 0 < seconds <= _LONGEST_S:
         raise UsageError(f"--seconds {seconds:g}: use more than 0 and at most {_LONGEST_S:.0f}")

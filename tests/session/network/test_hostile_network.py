@@ -26,11 +26,11 @@ import soundfile
 
 from edge.errors import UnavailableError
 from edge.messages import Prediction, parse
-from rig.devices.collection import Collection
 from rig.devices.events import Event
-from rig.devices.follow import Follower
 from rig.devices.link import Link
 from rig.devices.operator import Operator
+from rig.fleet.collection import Collection
+from rig.fleet.follow import Follower
 
 # Two runs on one machine must not meet.
 SUBNET = f"10.213.{os.getpid() % 250}"

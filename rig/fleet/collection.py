@@ -9,7 +9,7 @@ from typing import Self
 
 from edge.errors import UnavailableError, UsageError
 from edge.messages import Prediction
-from rig.devices.seen import Seen
+from rig.fleet.seen import Seen
 
 # No index: appending costs a sixth of keeping a thousand devices sorted, and one process alone writes.
 _SCHEMA = """

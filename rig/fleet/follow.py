@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from edge.errors import UnavailableError
 from edge.messages import Acknowledge, Prediction
-from rig.devices.collection import Collection
 from rig.devices.events import Events, Received
 from rig.devices.link import Link
+from rig.fleet.collection import Collection
 
 # A device repeats after 2 s what is not acknowledged by then; a signature for each prediction would cost more than the
 # prediction.

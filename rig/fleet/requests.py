@@ -10,7 +10,7 @@ from typing import Any, Literal
 from edge.errors import UnavailableError
 from edge.messages import Message, Reply, Rollback, Rotate, Update, UpdateStatus
 from firmware_models.progress import Progress, silent
-from rig.devices.fleet import Fleet
+from rig.fleet.presence import Fleet
 
 # The answer waits for nothing but the broker, twice.
 ANSWER_S = 10.0

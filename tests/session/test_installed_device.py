@@ -21,9 +21,9 @@ from edge.bundle.signing import sign
 from edge.messages import Info, Message, Reply, Rollback, Rotate, Update, UpdateStatus, topic
 from edge.mqtt.broker_url import BrokerUrl
 from edge.mqtt.client import new_client
-from rig.devices import requests
 from rig.devices.bundle_server import BundleServer
 from rig.devices.operator import Operator
+from rig.fleet import requests
 from rig.fleet.presence import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]

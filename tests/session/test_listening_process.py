@@ -128,9 +128,13 @@ class Player:
             self.problem = problem
 
 
-@pytest.mark.parametrize("hops", [20_000, pytest.param(1_000_000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+# A short run ends before the heap has its final size, so it tells large leaks only.
+@pytest.mark.parametrize(
+    ("hops", "growth_limit_kib"),
+    [(40_000, 4096), pytest.param(1_000_000, 2048, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
+)
 def test_every_hop_is_heard_in_flat_memory(
-    hops: int, start: Any, follower: Follower, mosquitto: Any, wait_until: Callable[..., None]
+    hops: int, growth_limit_kib: int, start: Any, follower: Follower, mosquitto: Any, wait_until: Callable[..., None]
 ) -> None:
     # Nobody acknowledges here, and what is kept takes memory of its own, up to the outbox's bound: a few words suffice.
     every = max(1000, hops // 50)
@@ -170,12 +174,12 @@ def test_every_hop_is_heard_in_flat_memory(
     assert [each.seq // every for each in words.values()] == list(range(hops // every))
     assert {each.trigger for each in words.values()} == {"loud"}
     assert all(0 <= each.seq % every - (every - STANDS) <= 5 for each in words.values())
-    # Memory that is taken once is taken: streams have wrapped, the broker's client has had its longest queue.
-    warm = max(10_000, hops // 10)
+    # Memory that is taken once is taken: streams have wrapped, kept words were repeated, the client had its longest queue.
+    warm = max(20_000, hops // 10)
     settled = [kib for count, kib in resident_kib if count >= warm]
     growth_kib = max(settled) - settled[0]
     print(
         f"\n{hops} hops in {took_s:.1f} s ({hops / took_s:.0f} a second): {settled[0]} KiB after {warm} hops, "
         f"{max(settled)} KiB at most after it, {settled[-1]} KiB at the end"
     )
-    assert growth_kib <= 2048, json.dumps(resident_kib[:: max(1, len(resident_kib) // 50)])
+    assert growth_kib <= growth_limit_kib, json.dumps(resident_kib[:: max(1, len(resident_kib) // 50)])

@@ -1,6 +1,8 @@
 import json
 import math
+import sys
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -364,7 +366,10 @@ def test_a_summary_of_what_is_there_says_that_it_is_incomplete(tmp_path):
 
 
 def command(*arguments):
-    return CliRunner().invoke(app, [str(each) for each in arguments])
+    words = [str(each) for each in arguments]
+    # Whether help is wanted is read from the command line of the process.
+    with mock.patch.object(sys, "argv", ["earshot", *words]):
+        return CliRunner().invoke(app, words)
 
 
 def test_the_command_runs_shows_and_goes_on(tmp_path):

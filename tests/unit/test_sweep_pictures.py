@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +95,10 @@ def found(swept):
 
 
 def command(*arguments):
-    return CliRunner().invoke(app, [str(each) for each in arguments])
+    words = [str(each) for each in arguments]
+    # Whether help is wanted is read from the command line of the process.
+    with mock.patch.object(sys, "argv", ["earshot", *words]):
+        return CliRunner().invoke(app, words)
 
 
 def rate_of(these):

@@ -332,7 +332,7 @@ def damage_one(path: Path, rng: random.Random) -> None:
         if how == "folder":
             path.mkdir()
         elif how == "link":
-            path.symlink_to(rng.choice(["/dev/zero", "/nowhere", str(path), "/"]))
+            path.symlink_to(rng.choice(["/dev/zero", str(path.parent / "nowhere"), str(path), "/"]))
     elif how == "flipped":
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)

@@ -174,7 +174,7 @@ def test_every_hop_is_heard_in_flat_memory(
     assert [each.seq // every for each in words.values()] == list(range(hops // every))
     assert {each.trigger for each in words.values()} == {"loud"}
     assert all(0 <= each.seq % every - (every - STANDS) <= 5 for each in words.values())
-    # Memory that is taken once is taken: streams have wrapped, kept words were repeated, the client had its longest queue.
+    # Memory that is taken once is taken: streams have wrapped, kept words were repeated.
     warm = max(20_000, hops // 10)
     settled = [kib for count, kib in resident_kib if count >= warm]
     growth_kib = max(settled) - settled[0]
